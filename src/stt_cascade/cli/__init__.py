@@ -1,0 +1,31 @@
+"""The `stt` command.
+
+A base install has the SDK alone, so this module imports nothing heavier: each command says which
+extra it needs instead of failing with an ImportError.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+# What each command needs beyond the base install: the extra, and a module that only it brings.
+NEEDS: dict[str, tuple[str, str]] = {
+    "up": ("server", "fastapi"),
+    "config": ("server", "pydantic_settings"),
+    "models": ("tools", "huggingface_hub"),
+    "score": ("tools", "jiwer"),
+    "transcribe": ("tools", "rich"),
+}
+
+
+def main() -> None:
+    """Entry point of the `stt` script."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    extra, module = NEEDS.get(command or "", ("tools", "typer"))
+    if find_spec("typer") is None or find_spec(module) is None:
+        what = f"`stt {command}`" if command in NEEDS else "`stt`"
+        sys.exit(f"{what} needs the '{extra}' extra: pip install 'stt-cascade[{extra}]'")
+    from stt_cascade.cli.app import app
+
+    app()
