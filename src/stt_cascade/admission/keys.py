@@ -1,0 +1,178 @@
+"""API keys: who is known, and keeping them current while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig, in_force, load
+
+log = structlog.get_logger("stt.keys")
+POLL_SECONDS = 1.0
+
+
+class KeyRing:
+    """The keys that callers may use. No keys at all: everybody is let in.
+
+    Only digests are kept. A key is named by its `key_id`, the first 8 hex digits of its SHA-256.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests: tuple[bytes, ...] = ()
+        self._usage: dict[str, tuple[int, float]] = {}
+        self.replace(keys)
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is needed."""
+        return not self._digests
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Put other keys in force."""
+        self._digests = tuple({_digest(key): None for key in keys})
+
+    def find(self, key: str) -> str | None:
+        """The `key_id` of a known key, else None; takes the same time for each wrong one."""
+        presented = _digest(key)
+        matches = [hmac.compare_digest(presented, digest) for digest in self._digests]
+        if not any(matches):
+            return None
+        key_id = presented.hex()[:8]
+        count, _ = self._usage.get(key_id, (0, 0.0))
+        self._usage[key_id] = (count + 1, time.time())
+        return key_id
+
+    def usage(self) -> dict[str, dict[str, float | int | None]]:
+        """Requests and last use (Unix seconds; None: never) of each key in force."""
+        result: dict[str, dict[str, float | int | None]] = {}
+        for digest in self._digests:
+            count, last = self._usage.get(digest.hex()[:8], (0, None))
+            result[digest.hex()[:8]] = {
+                "requests": count,
+                "last_use": None if last is None else round(last, 3),
+            }
+        return result
+
+
+class Secrets:
+    """The keys of one tier, from its settings and key files, re-read when a file changes.
+
+    The files are polled by content: a mounted Kubernetes Secret is a symbolic link that changes
+    underneath. What cannot be read or parsed changes nothing, and neither does a file that would
+    leave a guarded service open.
+
+    Raises:
+        ConfigError: at the start, a key file cannot be read or holds no usable key.
+    """
+
+    def __init__(self, config: TierConfig) -> None:
+        self._config = config
+        self._seen = self._contents(config)
+        self.ring = KeyRing(api_keys(config))
+        self.fallback_key = fallback_key(config)
+        if self.ring.open:
+            log.warning("no API_KEYS: everybody may use this service")
+
+    async def watch(self) -> None:
+        """Poll the files for ever."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the files once."""
+        contents = self._contents(self._config)
+        if contents == self._seen:
+            return
+        self._seen = contents
+        try:
+            config = self._config
+            if config.source is not None:
+                config = load(type(config), config.source)
+            keys = api_keys(config)
+            if not keys and not self.ring.open:
+                raise ConfigError("no API key is left, which would open the service")
+            new_fallback_key = fallback_key(config)
+        except ConfigError as error:
+            log.error("changed settings cannot be used; the old keys stay", reason=str(error))
+            return
+        self.ring.replace(keys)
+        self.fallback_key = new_fallback_key
+        log.info("keys re-read", key_ids=list(self.ring.usage()))
+        before, after = in_force(self._config), in_force(config)
+        changed = [name for name in after if after[name] != before[name] and "_KEY" not in name]
+        if changed:
+            log.warning("changed settings need a restart", settings=changed)
+
+    @staticmethod
+    def _contents(config: TierConfig) -> dict[Path, bytes | None]:
+        paths = [config.source, config.api_keys_file]
+        if isinstance(config, PrimaryConfig):
+            paths.append(config.fallback_api_key_file)
+        return {path: _read(path) for path in paths if path is not None}
+
+
+def api_keys(config: TierConfig) -> tuple[str, ...]:
+    """Keys from `API_KEYS` and `API_KEYS_FILE`.
+
+    Raises:
+        ConfigError: the file cannot be read or names no key.
+    """
+    keys = tuple(_checked(key.get_secret_value(), "API_KEYS") for key in config.api_keys)
+    if config.api_keys_file is not None:
+        keys += _keys_in(config.api_keys_file, "API_KEYS_FILE")
+    return keys
+
+
+def fallback_key(config: TierConfig) -> str | None:
+    """The key that the primary shows the fallback, from the setting or the file.
+
+    Raises:
+        ConfigError: both are set, or the file cannot be read or does not hold exactly one key.
+    """
+    if not isinstance(config, PrimaryConfig):
+        return None
+    inline, file = config.fallback_api_key, config.fallback_api_key_file
+    if inline is not None and file is not None:
+        raise ConfigError("FALLBACK_API_KEY and FALLBACK_API_KEY_FILE exclude each other")
+    if file is not None:
+        keys = _keys_in(file, "FALLBACK_API_KEY_FILE")
+        if len(keys) != 1:
+            raise ConfigError(f"FALLBACK_API_KEY_FILE: {file} must hold exactly one key")
+        return keys[0]
+    return None if inline is None else _checked(inline.get_secret_value(), "FALLBACK_API_KEY")
+
+
+def _keys_in(path: Path, setting: str) -> tuple[str, ...]:
+    content = _read(path)
+    if content is None:
+        raise ConfigError(f"{setting}: {path} cannot be read")
+    lines = (line.strip() for line in content.decode("utf-8", "replace").splitlines())
+    keys = tuple(_checked(line, setting) for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{setting}: {path} holds no key; it takes one a line")
+    return keys
+
+
+def _checked(key: str, setting: str) -> str:
+    # Anything else could not arrive in a header, and would look like a key that does not work.
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{setting}: a key may hold printable ASCII without spaces only")
+    return key
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

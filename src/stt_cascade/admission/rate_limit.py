@@ -1,0 +1,76 @@
+"""Token buckets, one for each caller."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from stt_cascade.errors import RateLimited
+
+MAX_BUCKETS = 10_000
+
+
+class RateLimiter:
+    """Lets each caller make `burst` requests at once and `rate` a second after that.
+
+    Holds at most `MAX_BUCKETS` buckets. Only full ones are forgotten, which changes nothing for
+    their callers; where none is full, a new caller shares one bucket with all other new callers.
+
+    Args:
+        rate: tokens a second.
+        burst: tokens that a full bucket holds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._clock = clock
+        # caller -> (tokens, as of when), the one not used for longest first
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str) -> None:
+        """Take a token of the caller's.
+
+        Raises:
+            RateLimited: there is none; `retry_after` says when there will be.
+        """
+        now = self._clock()
+        if caller not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
+            self._forget_full(now)
+            if len(self._buckets) >= MAX_BUCKETS:
+                caller = ""
+        tokens = self._tokens(caller, now)
+        if tokens < 1:
+            raise RateLimited(
+                f"more than {self._rate:g} requests a second (or {self._burst:g} at once)",
+                retry_after=max(1, math.ceil((1 - tokens) / self._rate)),
+            )
+        self._buckets[caller] = (tokens - 1, now)
+        self._buckets.move_to_end(caller)
+
+    @property
+    def fullest_ratio(self) -> float:
+        """How much of its burst the busiest caller has used up, 0 to 1."""
+        now = self._clock()
+        least = min((self._tokens(caller, now) for caller in self._buckets), default=self._burst)
+        return 1 - least / self._burst
+
+    def _tokens(self, caller: str, now: float) -> float:
+        if caller not in self._buckets:
+            return self._burst
+        tokens, since = self._buckets[caller]
+        return min(self._burst, tokens + max(0.0, now - since) * self._rate)
+
+    def _forget_full(self, now: float) -> None:
+        # The buckets not used for longest have refilled most: look no further than the first
+        # that has not.
+        while self._buckets:
+            caller = next(iter(self._buckets))
+            if self._tokens(caller, now) < self._burst:
+                return
+            del self._buckets[caller]

@@ -1,0 +1,136 @@
+"""The JSON of `POST /v1/transcribe`: what a tier answers, and what the primary reads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stt_cascade.cascade.confidence import Scores
+from stt_cascade.engine.protocol import Segment, Transcript
+from stt_cascade.record import Record
+
+Reason = Literal["accepted", "no_speech", "low_confidence", "primary_error", "language"]
+
+
+class _Part(BaseModel):
+    # A newer fallback may say more than this primary knows; NaN is no JSON.
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class WordPart(_Part):
+    start: float = Field(description="Seconds from the clip's start.")
+    end: float = Field(description="Seconds from the clip's start.")
+    word: str
+    probability: float = Field(description="0 to 1, mean over the word's tokens.")
+
+
+class SegmentPart(_Part):
+    start: float = Field(description="Seconds from the clip's start.")
+    end: float = Field(description="Seconds from the clip's start.")
+    text: str
+    avg_logprob: float = Field(description="Mean log-probability of the segment's tokens.")
+    no_speech_prob: float = Field(description="0 to 1, Whisper's own view.")
+    words: list[WordPart] = Field(description="Filled with `timestamps=word` only.")
+
+
+class Confidence(_Part):
+    logprob: float | None = Field(description="Mean token probability, 0 to 1.")
+    weakest: float | None = Field(description="Mean probability of the 3 weakest tokens, 0 to 1.")
+    words: int
+
+
+class Routing(_Part):
+    tier: Literal["primary", "fallback"] = Field(description="Whose text this is.")
+    fallback_used: bool
+    reason: Reason = Field(description="Why that tier.")
+    below: list[str] = Field(description="The gates that the primary's text failed.")
+    degraded: bool = Field(description="A doubtful text, given because the fallback failed.")
+
+
+class Timings(_Part):
+    queue_wait: float | None
+    primary_infer: float | None
+    fallback_infer: float | None
+    total: float
+
+
+class Answer(_Part):
+    """Times are in seconds, except `timings_ms`."""
+
+    text: str
+    language: str | None = Field(description="Whisper's code; null where nobody speaks.")
+    language_probability: float | None = Field(description="Null unless it was detected.")
+    duration: float
+    speech_duration: float
+    model: str
+    confidence: Confidence
+    routing: Routing
+    segments: list[SegmentPart]
+    timings_ms: Timings
+    request_id: str
+
+
+class ErrorPart(_Part):
+    type: str
+    message: str
+    request_id: str
+
+
+class ErrorAnswer(_Part):
+    error: ErrorPart
+
+
+def heard(transcript: Transcript | None) -> dict[str, Any]:
+    """The parts of an answer that an engine decides; without a transcript, nobody speaks."""
+    if transcript is None:
+        return {
+            "text": "",
+            "language": None,
+            "language_probability": None,
+            "confidence": Confidence(logprob=None, weakest=None, words=0),
+            "segments": [],
+        }
+    scores = Scores.of(transcript)
+    return {
+        "text": transcript.text,
+        "language": transcript.language,
+        "language_probability": _rounded(transcript.language_probability, 4),
+        "confidence": Confidence(
+            logprob=round(scores.logprob, 4), weakest=round(scores.weakest, 4), words=scores.words
+        ),
+        "segments": [_segment(segment) for segment in transcript.segments],
+    }
+
+
+def _segment(segment: Segment) -> SegmentPart:
+    return SegmentPart(
+        start=segment.start,
+        end=segment.end,
+        text=segment.text,
+        avg_logprob=round(segment.avg_logprob, 4),
+        no_speech_prob=round(segment.no_speech_prob, 4),
+        words=[
+            WordPart(
+                start=word.start,
+                end=word.end,
+                word=word.word,
+                probability=round(word.probability, 4),
+            )
+            for word in segment.words
+        ],
+    )
+
+
+def timings(record: Record) -> Timings:
+    """The record's times as the answer shows them."""
+    return Timings(
+        queue_wait=_rounded(record.queue_wait_ms, 1),
+        primary_infer=_rounded(record.primary_infer_ms, 1),
+        fallback_infer=_rounded(record.fallback_infer_ms, 1),
+        total=round(record.total_ms, 1),
+    )
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,1 @@
+"""The decision between the two tiers, and the way to the second."""

@@ -1,0 +1,49 @@
+"""What a transcript is judged by."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from stt_cascade.engine.protocol import Transcript
+
+# Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han. Two characters
+# count as a word.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The facts that the gates look at.
+
+    Attributes:
+        logprob: mean token probability, 0 to 1.
+        weakest: mean probability of the 3 weakest tokens, 0 to 1.
+        words: how many words the text has.
+        language_probability: None unless the language was detected.
+    """
+
+    logprob: float
+    weakest: float
+    words: int
+    language_probability: float | None
+
+    @classmethod
+    def of(cls, transcript: Transcript) -> Scores:
+        return cls(
+            logprob=transcript.logprob,
+            weakest=transcript.weakest,
+            words=count_words(transcript.text),
+            language_probability=transcript.language_probability,
+        )
+
+
+def count_words(text: str) -> int:
+    """Words in a text; characters / 2, rounded up, in scripts without spaces."""
+    unspaced = len(_UNSPACED.findall(text))
+    spaced = sum(1 for word in _UNSPACED.sub(" ", text).split() if _WORD.search(word))
+    return spaced + (unspaced + 1) // 2

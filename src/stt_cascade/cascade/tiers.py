@@ -1,0 +1,239 @@
+"""A clip's way through a tier, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from functools import partial
+
+import structlog
+
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.slots import Slots
+from stt_cascade.answer import Answer, Reason, Routing, heard, timings
+from stt_cascade.audio.decode import decode
+from stt_cascade.audio.speech import detect
+from stt_cascade.cascade.confidence import Scores
+from stt_cascade.cascade.decision import Accept, Policy, decide
+from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.engine.protocol import Clip, Engine, Options, Span, Transcript
+from stt_cascade.errors import DeadlineExceeded, FallbackFailed, InvalidRequest, NotReady, Refusal
+from stt_cascade.record import Record
+from stt_cascade.telemetry.metrics import Metrics
+from stt_cascade.upload import Upload
+
+log = structlog.get_logger("stt.tier")
+
+# Decoding is short next to inference, and must not hold a slot while a caller's odd file takes
+# its time.
+DECODERS = 2
+
+
+class Tier(ABC):
+    """What both tiers do: hear a clip, infer in a slot, make the answer."""
+
+    def __init__(self, config: TierConfig, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self.engine: Engine | None = None
+        self.slots = Slots("infer", config.max_concurrency, config.queue_limit)
+        self.decoding = Slots("decode", DECODERS, DECODERS + config.queue_limit)
+
+    @abstractmethod
+    async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        """The text of an upload.
+
+        Raises:
+            Refusal: there is none; its type says why.
+        """
+
+    @property
+    def loaded_engine(self) -> Engine:
+        """The engine, once its model is loaded.
+
+        Raises:
+            NotReady: it is not, yet.
+        """
+        if self.engine is None:
+            raise NotReady("the model is still being loaded", retry_after=5)
+        return self.engine
+
+    def drain(self) -> None:
+        """Send home who waits; work that has begun goes on."""
+        self.decoding.drain()
+        self.slots.drain()
+
+    def close(self) -> None:
+        self.decoding.close()
+        self.slots.close()
+
+    async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
+        """Decode the upload, and find where somebody speaks."""
+        clip = await self.decoding.run(
+            partial(hear, upload, self._config.max_audio_seconds, self._config.vad), deadline
+        )
+        record.audio_seconds = round(clip.duration, 3)
+        self._metrics.audio_decoded(clip.duration)
+        return clip
+
+    async def _infer(
+        self, clip: Clip, options: Options, record: Record, deadline: Deadline
+    ) -> tuple[Transcript, float]:
+        """Recognise the clip in a slot; also returns the seconds that it took."""
+
+        def waited(seconds: float) -> None:
+            record.queue_wait_ms = seconds * 1000
+            self._metrics.queue_waited(seconds)
+
+        def work() -> tuple[Transcript, float]:
+            began = time.perf_counter()
+            return self.loaded_engine.transcribe(clip, options), time.perf_counter() - began
+
+        transcript, seconds = await self.slots.run(
+            work, deadline, audio_seconds=clip.duration, waited=waited
+        )
+        self._metrics.text_scored(
+            transcript.logprob, transcript.weakest, transcript.language_probability
+        )
+        return transcript, seconds
+
+    def _answer(
+        self, transcript: Transcript | None, clip: Clip, record: Record, reason: Reason
+    ) -> Answer:
+        """This tier's own text as an answer; no transcript: nobody speaks."""
+        record.final_model = self._config.model
+        record.reason = reason
+        record.text = "" if transcript is None else transcript.text
+        record.language = None if transcript is None else transcript.language
+        return Answer(
+            **heard(transcript),
+            duration=round(clip.duration, 3),
+            speech_duration=round(clip.speech_duration, 3),
+            model=self._config.model,
+            routing=Routing(
+                tier=self._config.tier,
+                fallback_used=bool(record.fallback_used),
+                reason=reason,
+                below=list(record.below or ()),
+                degraded=record.degraded,
+            ),
+            timings_ms=timings(record),
+            request_id=record.request_id,
+        )
+
+
+class Fallback(Tier):
+    """The second tier: transcribes, and routes nothing."""
+
+    def __init__(self, config: FallbackConfig, metrics: Metrics) -> None:
+        super().__init__(config, metrics)
+
+    async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        record.fallback_used = False
+        record.lang_check_applicable = False
+        language = upload.options.language
+        if language is not None and language not in self.loaded_engine.languages:
+            raise InvalidRequest(f"the model {self._config.model} does not know {language!r}")
+        clip = await self._hear(upload, record, deadline)
+        if not clip.speech:
+            self._metrics.no_speech()
+            return self._answer(None, clip, record, "no_speech")
+        transcript, seconds = await self._infer(clip, upload.options, record, deadline)
+        record.fallback_infer_ms = seconds * 1000
+        self._metrics.fallback_inferred(seconds)
+        return self._answer(transcript, clip, record, "accepted")
+
+
+class Primary(Tier):
+    """The first tier: transcribes, doubts, and asks the fallback."""
+
+    def __init__(self, config: PrimaryConfig, metrics: Metrics, fallback: FallbackClient) -> None:
+        super().__init__(config, metrics)
+        self._policy = Policy.of(config)
+        self._on_failure = config.on_fallback_failure
+        self._fallback = fallback
+
+    async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        engine, language = self.loaded_engine, upload.options.language
+        record.fallback_used = False
+        record.lang_check_applicable = language is None and len(engine.languages) > 1
+
+        clip = await self._hear(upload, record, deadline)
+        if not clip.speech:
+            record.below = ()
+            self._metrics.no_speech()
+            self._metrics.decided("skipped")
+            return self._answer(None, clip, record, "no_speech")
+
+        transcript: Transcript | None = None
+        reason: Reason
+        trouble: str | None = None
+        if language is not None and language not in engine.languages:
+            reason = "language"
+        else:
+            try:
+                transcript, seconds = await self._infer(clip, upload.options, record, deadline)
+            except Refusal:
+                raise
+            except Exception as error:  # whatever broke, the fallback may know
+                log.exception("primary inference failed", request_id=record.request_id)
+                reason, trouble = "primary_error", type(error).__name__
+            else:
+                record.primary_infer_ms = seconds * 1000
+                self._metrics.primary_inferred(seconds)
+                decision = decide(Scores.of(transcript), self._policy)
+                if isinstance(decision, Accept):
+                    record.below = ()
+                    self._metrics.decided("skipped")
+                    return self._answer(transcript, clip, record, "accepted")
+                reason, record.below = "low_confidence", decision.gates
+                self._metrics.gates_failed(decision.gates)
+
+        # From here on no slot is held: the next clip is inferred while the fallback works.
+        record.reason = reason
+        if not deadline.remaining:
+            raise DeadlineExceeded("the deadline passed before the fallback could be asked")
+        try:
+            theirs = await self._escalate(upload, record, deadline)
+        except FallbackError as error:
+            record.fallback_error = str(error)
+            self._metrics.decided("failed")
+            if transcript is not None and self._on_failure == "primary":
+                record.degraded = True
+                return self._answer(transcript, clip, record, reason)
+            cause = f"the primary failed ({trouble}) and " if trouble else ""
+            raise FallbackFailed(f"{cause}the fallback was needed and failed: {error}") from error
+        record.fallback_used = True
+        record.final_model = theirs.model
+        record.text, record.language = theirs.text, theirs.language
+        self._metrics.decided("used")
+        return theirs.model_copy(
+            update={
+                "routing": Routing(
+                    tier="fallback",
+                    fallback_used=True,
+                    reason=reason,
+                    below=list(record.below or ()),
+                    degraded=False,
+                ),
+                "timings_ms": timings(record),
+                "request_id": record.request_id,
+            }
+        )
+
+    async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        self._metrics.escalated(record.reason or "")
+        began = time.perf_counter()
+        try:
+            return await self._fallback.ask(upload, record, deadline)
+        finally:
+            seconds = time.perf_counter() - began
+            record.fallback_infer_ms = seconds * 1000
+            self._metrics.fallback_inferred(seconds)
+
+
+def hear(upload: Upload, max_seconds: float, vad: bool) -> Clip:
+    """An upload as samples and the stretches of speech in them; without `vad`, all is speech."""
+    samples = decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
+    return Clip(samples, detect(samples) if vad else (Span(0, len(samples)),))

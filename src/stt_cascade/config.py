@@ -1,0 +1,323 @@
+"""The settings of both tiers.
+
+Every setting comes from one `.env` file, named by `CONFIG_PATH`; none from the process
+environment. `load` reads the file, checks it whole, and reports one line per mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import annotated_types
+from dotenv.parser import parse_stream
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+MIB = 1024 * 1024
+# What a multipart body may hold besides the file: boundaries, part headers, the other fields.
+ENVELOPE_BYTES = 64 * 1024
+
+ComputeType = Literal[
+    "auto",
+    "default",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+    "int16",
+    "float16",
+    "bfloat16",
+    "float32",
+]
+
+
+class ConfigError(SystemExit):
+    """The settings cannot be used; `str()` has one line per mistake.
+
+    A `SystemExit`, so that a service that cannot start says why instead of showing a traceback.
+    """
+
+
+def _comma_separated(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
+
+
+class TierConfig(BaseSettings):
+    """What both tiers can be told. A field's description is its documentation."""
+
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        enable_decoding=False,
+    )
+
+    tier: ClassVar[Literal["primary", "fallback"]]
+    default_file: ClassVar[str]
+
+    _source: Path | None = PrivateAttr(None)
+
+    model_path: Path
+    model_name: str | None = Field(
+        None, description="name shown in answers and metrics; default: from the model's folder"
+    )
+    device: Literal["cpu", "cuda", "auto"] = Field("cuda", description="where the model runs")
+    device_index: int = Field(0, ge=0, description="which GPU")
+    compute_type: ComputeType = Field("default", description="CTranslate2's number format")
+    cpu_threads: int = Field(2, ge=1, le=256, description="threads of one inference")
+    max_concurrency: int = Field(2, ge=1, le=64, description="inferences at the same time")
+    max_queue: int | None = Field(
+        None, ge=0, description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY"
+    )
+    beam_size: int = Field(1, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
+    vad: bool = Field(True, description="detect speech first, and answer silence without inference")
+
+    max_upload_mb: float = Field(
+        16, gt=0, le=1024, description="largest audio file, in units of 1,048,576 bytes"
+    )
+    max_audio_seconds: float = Field(600, gt=0, le=14400, description="longest decoded audio")
+    request_timeout_s: float = Field(
+        60, gt=0, le=3600, description="deadline of a request; `X-Deadline-Ms` can shorten it"
+    )
+
+    api_keys: Keys = Field((), description="comma-separated bearer keys; none at all means open")
+    api_keys_file: Path | None = Field(
+        None, description="further keys, one a line; re-read when the file changes"
+    )
+    rate_limit_rps: float = Field(
+        15, gt=0, description="requests per second and key (client address where no key is set)"
+    )
+    rate_limit_burst: int = Field(30, ge=1, description="requests that may come at once")
+    cors_origins: CommaSeparated = Field(
+        (), description="comma-separated origins that browsers may call from; none: no CORS"
+    )
+
+    server_commit: str = Field("unknown", description="what is deployed: a git SHA or a date tag")
+    log_format: Literal["json", "console"] = Field("json", description="how log lines look")
+    log_text: bool = Field(False, description="log the transcribed text, which is personal data")
+    slo_clip_seconds: float = Field(
+        10, gt=0, description="longest clip that `stt_slo_request_seconds` counts"
+    )
+
+    @property
+    def source(self) -> Path | None:
+        """The file that the settings were read from; None if they were given in code."""
+        return self._source
+
+    @property
+    def model(self) -> str:
+        """The model's short name: `MODEL_NAME`, or `small` from `/models/whisper-small-ct2`."""
+        return self.model_name or self.model_path.name.removeprefix("whisper-").removesuffix("-ct2")
+
+    @property
+    def queue_limit(self) -> int:
+        """Requests that may wait for a slot."""
+        return 8 * self.max_concurrency if self.max_queue is None else self.max_queue
+
+    @property
+    def upload_limit(self) -> int:
+        """Bytes that one audio file may have."""
+        return int(self.max_upload_mb * MIB)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The process environment never decides, and `load` reads the file itself: it needs the
+        # line numbers, and values taken literally (pydantic-settings expands ${VAR} from the
+        # environment).
+        return (init_settings,)
+
+
+class PrimaryConfig(TierConfig):
+    """The settings of the primary."""
+
+    tier = "primary"
+    default_file = "stt_primary.env"
+
+    model_path: Path = Field(alias="CT2_SMALL_PATH", description="folder of the CTranslate2 model")
+    compute_type: ComputeType = Field("float16", description="CTranslate2's number format")
+
+    conf_logprob_threshold: float = Field(
+        0.55, ge=0, le=1, description="escalate under this mean token probability"
+    )
+    conf_langprob_threshold: float = Field(
+        0.70, ge=0, le=1, description="escalate under this probability of the detected language"
+    )
+    min_words_for_conf: int = Field(3, ge=0, description="escalate a text of fewer words")
+    conf_weakest_threshold: float = Field(
+        0, ge=0, le=1, description="escalate under this probability of the 3 weakest tokens; 0: off"
+    )
+
+    fallback_url: str = Field(
+        pattern=r"^https?://[^\s/?#]+/?$", description="address of the fallback"
+    )
+    fallback_api_key: SecretStr | None = Field(
+        None, description="bearer key that the fallback accepts"
+    )
+    fallback_api_key_file: Path | None = Field(
+        None, description="file with that key; re-read when it changes"
+    )
+    fallback_timeout_s: float = Field(
+        30, gt=0, le=3600, description="longest wait for the fallback"
+    )
+    on_fallback_failure: Literal["error", "primary"] = Field(
+        "error", description="answer 502, or the doubtful text with `degraded: true`"
+    )
+
+
+class FallbackConfig(TierConfig):
+    """The settings of the fallback."""
+
+    tier = "fallback"
+    default_file = "stt_fallback.env"
+
+    model_path: Path = Field(alias="CT2_MEDIUM_PATH", description="folder of the CTranslate2 model")
+    compute_type: ComputeType = Field("int8", description="CTranslate2's number format")
+    beam_size: int = Field(5, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
+    rate_limit_rps: float = Field(
+        60, gt=0, description="requests per second and key (client address where no key is set)"
+    )
+    rate_limit_burst: int = Field(120, ge=1, description="requests that may come at once")
+
+
+Config = TypeVar("Config", bound=TierConfig)
+
+
+def config_path(model: type[TierConfig]) -> Path:
+    """The file that `CONFIG_PATH` names, else the tier's default in the working directory."""
+    return Path(os.environ.get("CONFIG_PATH") or model.default_file)
+
+
+def load(model: type[Config], path: Path | None = None) -> Config:
+    """Read a tier's settings from its file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds mistakes: one line each, naming file, line,
+            key and what is allowed.
+    """
+    path = path or config_path(model)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(
+            f"{path}: {reason}. Set CONFIG_PATH to the {model.tier}'s .env file "
+            f"(configs/ has examples)."
+        ) from None
+
+    values: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    mistakes: list[tuple[int, str]] = []
+    for binding in parse_stream(io.StringIO(text)):
+        # A binding's original text may begin with the blank lines and comments above it.
+        skipped = len(binding.original.string) - len(binding.original.string.lstrip())
+        line = binding.original.line + binding.original.string[:skipped].count("\n")
+        if binding.error:
+            mistakes.append((line, "not of the form KEY=value"))
+        elif binding.key is None:
+            continue
+        elif binding.value is None:
+            mistakes.append((line, f"{binding.key}: no value; write {binding.key}=value"))
+        elif binding.key in lines:
+            mistakes.append((line, f"{binding.key}: already set in line {lines[binding.key]}"))
+        else:
+            lines[binding.key] = line
+            if binding.value.strip():  # KEY= leaves the default in force
+                values[binding.key] = binding.value.strip()
+    try:
+        config = model(**values)  # type: ignore[arg-type]  # pydantic converts the strings
+    except ValidationError as error:
+        for problem in error.errors():
+            key = str(problem["loc"][0]) if problem["loc"] else ""
+            mistakes.append((lines.get(key, 0), _mistake(model, key, problem, values)))
+        config = None
+    if mistakes or config is None:
+        raise ConfigError(
+            "\n".join(
+                f"{path}:{line}: {text}" if line else f"{path}: {text}"
+                for line, text in sorted(mistakes)
+            )
+        )
+    config._source = path
+    return config
+
+
+def fields(model: type[TierConfig]) -> dict[str, FieldInfo]:
+    """A tier's settings by the names they have in the file."""
+    return {
+        field.alias or name.upper(): field
+        for name, field in sorted(model.model_fields.items(), key=lambda item: item[0])
+    }
+
+
+def _mistake(model: type[TierConfig], key: str, problem: Any, values: dict[str, str]) -> str:
+    known = fields(model)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key.upper(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are: {', '.join(sorted(known))}"
+        return f"{key}: no such setting of the {model.tier}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; it must be {allowed(known[key])}"
+    value = "(hidden)" if "SecretStr" in str(known[key].annotation) else values.get(key, "")
+    return f"{key}={value}: must be {allowed(known[key])}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a setting may be, in words."""
+    kind = field.annotation
+    if get_origin(kind) is not Literal and type(None) in get_args(kind):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(option) for option in get_args(kind))
+    if kind is bool:
+        return "on or off"
+    if kind in (int, float):
+        words = ["a whole number" if kind is int else "a number"]
+        for bound in field.metadata:
+            if isinstance(bound, annotated_types.Ge):
+                words.append(f"at least {bound.ge}")
+            elif isinstance(bound, annotated_types.Gt):
+                words.append(f"greater than {bound.gt}")
+            elif isinstance(bound, annotated_types.Le):
+                words.append(f"at most {bound.le}")
+        return ", ".join(words)
+    if kind is Path:
+        return "a path"
+    if any(hasattr(rule, "pattern") for rule in field.metadata):
+        return "an address such as http://stt-fallback:8082"
+    if get_origin(kind) is tuple:
+        return "a comma-separated list"
+    return "text"
+
+
+def in_force(config: TierConfig) -> dict[str, str]:
+    """The settings by name, as text, with secrets masked."""
+    shown: dict[str, str] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, tuple):
+            text = ",".join(str(item) for item in value)  # SecretStr prints as asterisks
+        elif isinstance(value, bool):
+            text = "on" if value else "off"
+        else:
+            text = "" if value is None else str(value)
+        shown[field.alias or name.upper()] = text
+    return shown

@@ -1,0 +1,105 @@
+"""Putting a tier together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from stt_cascade.config import TierConfig, load
+from stt_cascade.engine.protocol import Engine
+from stt_cascade.errors import MethodNotAllowed, NotFound
+from stt_cascade.http.auth import Authentication
+from stt_cascade.http.envelope import EXPOSED_HEADERS, Envelope
+from stt_cascade.http.routes import router
+from stt_cascade.http.service import Service
+from stt_cascade.telemetry import logs
+from stt_sdk import __version__
+
+
+def app_from_file(tier: type[TierConfig]) -> FastAPI:
+    """The ASGI app of a process: settings from the tier's file, log lines in their form.
+
+    Raises:
+        ConfigError: the settings cannot be used; it ends the process with one line per mistake.
+    """
+    config = load(tier)
+    logs.configure(config.log_format)
+    return create_app(config)
+
+
+def create_app(config: TierConfig, engine: Engine | None = None) -> FastAPI:
+    """The ASGI app of the tier that the settings are of.
+
+    Nothing is loaded and no socket opened before its lifespan begins.
+
+    Args:
+        engine: what recognises speech; by default Whisper as the settings say.
+
+    Raises:
+        ConfigError: a key file cannot be used.
+    """
+    service = Service(config, _load_whisper if engine is None else lambda _: engine)
+    app = FastAPI(
+        title=f"stt-cascade, {config.tier}",
+        version=__version__,
+        lifespan=service.lifespan,
+        redirect_slashes=False,
+        # The interactive pages load scripts from elsewhere; a service on a closed network has none.
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={HTTPException: _as_refusal},
+    )
+    app.state.service = service
+    app.include_router(router)
+    _describe_security(app)
+    # The last one added is the outermost.
+    app.add_middleware(Authentication, ring=service.secrets.ring)
+    app.add_middleware(Envelope, metrics=service.metrics, log_text=config.log_text)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-Req-Id", "X-Deadline-Ms"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    return app
+
+
+def _load_whisper(config: TierConfig) -> Engine:
+    from stt_cascade.engine.whisper import WhisperEngine
+
+    return WhisperEngine(
+        config.model_path,
+        device=config.device,
+        device_index=config.device_index,
+        compute_type=config.compute_type,
+        cpu_threads=config.cpu_threads,
+        workers=config.max_concurrency,
+        beam_size=config.beam_size,
+    )
+
+
+async def _as_refusal(request: Request, error: HTTPException) -> Response:
+    """The framework's own 404 and 405, in the form of every other error."""
+    path = request.url.path
+    if error.status_code == 404:
+        raise NotFound(f"there is nothing at {path}") from None
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        raise MethodNotAllowed(f"{path} takes {allow} only", allow=allow) from None
+    raise error
+
+
+def _describe_security(app: FastAPI) -> None:
+    """Name the bearer scheme in the OpenAPI document; the check itself is a middleware."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = plain()
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this as the way

@@ -1,0 +1,200 @@
+"""The outermost layer: what every answer has, whatever happened inside.
+
+It makes the request's record, turns refusals and accidents into the error body, adds the headers,
+writes the log line and counts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stt_cascade.errors import Internal, MethodNotAllowed, RateLimited, Refusal
+from stt_cascade.record import Record
+from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
+
+log = structlog.get_logger("stt.request")
+
+_TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_MAX_HEADER = 200
+# What every answer may carry, errors included.
+EXPOSED_HEADERS = (
+    "X-Req-Id",
+    "X-Total-ms",
+    "X-Queue-Wait-ms",
+    "X-Primary-Infer-ms",
+    "X-Fallback-Infer-ms",
+    "X-Fallback-Used",
+    "X-Final-Model",
+    "X-Conf-Below",
+    "X-Lang-Check-Applicable",
+    "X-Route-Reason",
+    "X-Fallback-Error",
+    "X-Error-Type",
+    "X-Error-Message",
+    "Retry-After",
+)
+# Looked at so often that a line for each would drown the others.
+_QUIET = frozenset(ENDPOINTS) - {TRANSCRIBE, "other"}
+# Not an HTTP status: how logs name a caller that went away before the answer (nginx's number).
+_ABANDONED = 499
+
+
+class Abandoned(Exception):
+    """The caller went away before the answer."""
+
+
+def record_of(scope: Scope) -> Record:
+    """The record that the envelope made for this request."""
+    record: Record = scope["stt.record"]
+    return record
+
+
+class Envelope:
+    """Pure ASGI middleware; see the module."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_text: bool) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._log_text = log_text
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given, trace = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
+        record = Record(
+            request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
+            endpoint=scope["path"] if scope["path"] in ENDPOINTS else "other",
+            client=scope["client"][0] if scope.get("client") else "unknown",
+            traceparent=trace if _TRACE.fullmatch(trace) else None,
+        )
+        scope["stt.record"] = record
+        status: int | None = None
+
+        async def send_in_envelope(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _headers(record).items():
+                    headers[name] = value
+            await send(message)
+
+        transcribes = record.endpoint == TRANSCRIBE and scope["method"] == "POST"
+        if transcribes:
+            self._metrics.request_started()
+        refusal: Refusal | None = None
+        try:
+            await self._app(scope, receive, send_in_envelope)
+        except Refusal as error:
+            refusal = error
+        except Abandoned:
+            status = _ABANDONED
+        except Exception as error:
+            log.exception("unexpected error", request_id=record.request_id)
+            refusal = Internal("an unexpected error; the service's log has it by the request id")
+            refusal.__cause__ = error
+        if refusal is not None:
+            self._metrics.request_refused(record.endpoint, refusal.type)
+            if status is None:
+                await _refuse(refusal, record)(scope, receive, send_in_envelope)
+        elif status == 200 and transcribes:
+            self._metrics.request_answered(record)
+        self._log(scope, record, status, refusal)
+
+    def _log(
+        self, scope: Scope, record: Record, status: int | None, refusal: Refusal | None
+    ) -> None:
+        if record.endpoint in _QUIET and status == 200:
+            return
+        line: dict[str, Any] = {
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "client": record.client,
+            "key_id": record.key_id,
+            "audio_seconds": record.audio_seconds,
+            "language": record.language,
+            "model": record.final_model,
+            "reason": record.reason,
+            "below": record.below,
+            "fallback_used": record.fallback_used,
+            "degraded": record.degraded or None,
+            "queue_wait_ms": record.queue_wait_ms,
+            "primary_infer_ms": record.primary_infer_ms,
+            "fallback_infer_ms": record.fallback_infer_ms,
+            "total_ms": record.total_ms,
+            "fallback_error": record.fallback_error,
+        }
+        if refusal is not None:
+            line |= {"error_type": refusal.type, "error_message": refusal.message}
+        if self._log_text:
+            line["text"] = record.text
+        known = {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in line.items()
+            if value is not None
+        }
+        failed = status is None or status >= 500
+        (log.error if failed else log.info)("request", **known)
+
+
+def _refuse(refusal: Refusal, record: Record) -> JSONResponse:
+    body = {"type": refusal.type, "message": refusal.message, "request_id": record.request_id}
+    headers = {
+        "X-Error-Type": refusal.type,
+        "X-Error-Message": header_value(refusal.message),
+        # The rest of the body, if any, is not wanted any more.
+        "Connection": "close",
+    }
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
+    if isinstance(refusal, MethodNotAllowed):
+        headers["Allow"] = refusal.allow
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(refusal, RateLimited):
+        del headers["Connection"]  # a busy caller that has to connect anew costs more, not less
+    return JSONResponse({"error": body}, refusal.status, headers)
+
+
+def _headers(record: Record) -> dict[str, str]:
+    known = {
+        "X-Req-Id": record.request_id,
+        "X-Total-ms": _ms(record.total_ms),
+        "X-Queue-Wait-ms": _ms(record.queue_wait_ms),
+        "X-Primary-Infer-ms": _ms(record.primary_infer_ms),
+        "X-Fallback-Infer-ms": _ms(record.fallback_infer_ms),
+        "X-Fallback-Used": _flag(record.fallback_used),
+        "X-Final-Model": record.final_model,
+        "X-Conf-Below": None if record.below is None else ",".join(record.below) or "none",
+        "X-Lang-Check-Applicable": _flag(record.lang_check_applicable),
+        "X-Route-Reason": record.reason,
+        "X-Fallback-Error": record.fallback_error,
+    }
+    return {name: header_value(value) for name, value in known.items() if value is not None}
+
+
+def header_value(text: str) -> str:
+    """Any text as one line of printable ASCII, at most 200 characters long."""
+    line = "".join(char if " " <= char <= "~" else "?" for char in " ".join(text.split()))
+    return line if len(line) <= _MAX_HEADER else line[: _MAX_HEADER - 3] + "..."
+
+
+def _ms(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
+
+
+def _flag(value: bool | None) -> str | None:
+    return None if value is None else ("true" if value else "false")

@@ -1,0 +1,134 @@
+"""The endpoints of both tiers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
+from stt_cascade.admission.deadline import from_header
+from stt_cascade.answer import Answer, ErrorAnswer
+from stt_cascade.errors import Draining, Refusal
+from stt_cascade.http.envelope import Abandoned, record_of
+from stt_cascade.http.service import Service
+from stt_cascade.http.upload import receive
+
+router = APIRouter()
+Result = TypeVar("Result")
+
+_FIELD = {"type": "string"}
+_UPLOAD: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["audio"],
+                "properties": {
+                    "audio": {"type": "string", "contentMediaType": "application/octet-stream"},
+                    "language": {**_FIELD, "description": "ISO 639-1 code; empty or auto: detect"},
+                    "prompt": {**_FIELD, "description": "text that biases spelling"},
+                    "timestamps": {**_FIELD, "enum": ["none", "segment", "word"]},
+                    "task": {**_FIELD, "enum": ["transcribe", "translate"]},
+                },
+                "additionalProperties": False,
+            }
+        }
+    },
+}
+_DEADLINE: dict[str, Any] = {
+    "name": DEADLINE_HEADER,
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "how long the caller will wait; can shorten the service's own deadline",
+}
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.post(
+    "/v1/transcribe",
+    response_model=Answer,
+    responses={
+        status: {"model": ErrorAnswer}
+        for status in sorted({cls.status for cls in Refusal.__subclasses__()})
+    },
+    openapi_extra={
+        "requestBody": _UPLOAD,
+        "parameters": [_DEADLINE],
+        "security": [{"bearer": []}, {}],
+    },
+)
+async def transcribe(request: Request) -> Response:
+    """Turn one audio file into text."""
+    service, record = service_of(request), record_of(request.scope)
+    tier = service.tier
+    service.limiter.take(record.key_id or record.client)
+    if service.draining:
+        raise Draining("the service is stopping", retry_after=1)
+    _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
+    config = service.config
+    deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
+    upload = await receive(request, config.upload_limit, deadline)
+    answer = await _unless_abandoned(request, tier.answer(upload, record, deadline))
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+async def _unless_abandoned(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work, and stop as soon as the caller goes away.
+
+    Raises:
+        Abandoned: it did.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Abandoned
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@router.api_route("/v1/health", methods=["GET", "HEAD"], operation_id="health")
+async def health(request: Request) -> Response:
+    """Liveness: whether the process works."""
+    return JSONResponse(service_of(request).health())
+
+
+@router.api_route("/v1/ready", methods=["GET", "HEAD"], operation_id="ready")
+async def ready(request: Request) -> Response:
+    """Readiness: whether a request would be taken now. The fallback's state does not count."""
+    state = service_of(request).state
+    return JSONResponse(
+        {"ready": state == "ready", "state": state}, 200 if state == "ready" else 503
+    )
+
+
+@router.get("/v1/metrics")
+async def snapshot(request: Request) -> Response:
+    """What an operator asks first, as JSON."""
+    return JSONResponse(service_of(request).snapshot())
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    text = generate_latest(service_of(request).metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

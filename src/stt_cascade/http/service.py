@@ -1,0 +1,212 @@
+"""One running tier: its parts, their start and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any, Literal
+
+import structlog
+
+from stt_cascade.admission.keys import Secrets
+from stt_cascade.admission.rate_limit import RateLimiter
+from stt_cascade.audio import speech
+from stt_cascade.cascade.fallback_client import FallbackClient
+from stt_cascade.cascade.tiers import Fallback, Primary, Tier
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.engine.protocol import Engine
+from stt_cascade.telemetry.gpu import Gpu
+from stt_cascade.telemetry.metrics import Metrics, snapshot_of
+from stt_sdk import __version__
+
+log = structlog.get_logger("stt.service")
+
+State = Literal["loading", "ready", "draining"]
+Load = Callable[[TierConfig], Engine]
+
+
+class Service:
+    """The parts of one tier, alive between `lifespan`'s start and end.
+
+    Args:
+        load: makes the engine; called in a thread, while the port answers `not_ready` already.
+    """
+
+    def __init__(self, config: TierConfig, load: Load) -> None:
+        self.config = config
+        self.secrets = Secrets(config)
+        self.metrics = Metrics(config.slo_clip_seconds)
+        self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
+        self.draining = False
+        self._load = load
+        self._fallback: FallbackClient | None = None
+        self._gpu: Gpu | None = None
+        self._started = time.monotonic()
+        self.tier: Tier
+        if isinstance(config, PrimaryConfig):
+            self._fallback = FallbackClient(config, self.secrets)
+            self.tier = Primary(config, self.metrics, self._fallback)
+        elif isinstance(config, FallbackConfig):
+            self.tier = Fallback(config, self.metrics)
+        else:
+            raise TypeError(f"no tier has settings of the type {type(config).__name__}")
+
+    @property
+    def state(self) -> State:
+        if self.draining:
+            return "draining"
+        return "loading" if self.tier.engine is None else "ready"
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Start everything, and stop it again."""
+        self._gpu = Gpu.open(self.config.device_index) if self.config.device != "cpu" else None
+        self._watch()
+        async with AsyncExitStack() as stack:
+            if self._gpu is not None:
+                stack.callback(self._gpu.close)
+            if self._fallback is not None:
+                await stack.enter_async_context(self._fallback)
+            stack.callback(self.tier.close)
+            watching = asyncio.create_task(self.secrets.watch())
+            stack.callback(watching.cancel)
+            stack.enter_context(_on_sigterm(self.drain))
+            self._load_in_thread()
+            yield
+
+    def drain(self) -> None:
+        """Take nothing new; finish what has begun."""
+        if not self.draining:
+            self.draining = True
+            log.info("draining")
+            self.tier.drain()
+
+    def health(self) -> dict[str, Any]:
+        engine = self.tier.engine
+        return {
+            "ok": True,
+            "service": f"stt-{self.config.tier}",
+            "model": self.config.model,
+            "device": engine.device if engine else self.config.device,
+            "commit": self.config.server_commit,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        config = self.config
+        thresholds = (
+            {
+                "logprob": config.conf_logprob_threshold,
+                "langprob": config.conf_langprob_threshold,
+                "words": config.min_words_for_conf,
+                "weakest": config.conf_weakest_threshold,
+            }
+            if isinstance(config, PrimaryConfig)
+            else None
+        )
+        return {
+            **self.health(),
+            "state": self.state,
+            "counts": self.metrics.counts(),
+            "latency_ms": self.metrics.quantiles(),
+            "queue_depth": self.tier.slots.depth,
+            "in_flight": self.tier.slots.in_flight,
+            "in_flight_audio_seconds": round(self.tier.slots.audio_seconds, 3),
+            "max_concurrency": config.max_concurrency,
+            "thresholds": thresholds,
+            "gpu": snapshot_of(self._gpu),
+            "keys": self.secrets.ring.usage(),
+        }
+
+    def _watch(self) -> None:
+        slots = self.tier.slots
+        self.metrics.watch(
+            {
+                "stt_queue_depth": ("Requests that wait for a slot.", lambda: slots.depth),
+                "stt_in_flight": ("Inferences running.", lambda: slots.in_flight),
+                "stt_in_flight_audio_seconds": (
+                    "Seconds of audio in these inferences.",
+                    lambda: slots.audio_seconds,
+                ),
+                "stt_oldest_inference_seconds": (
+                    "For how long the oldest of them has been running.",
+                    lambda: slots.oldest_seconds,
+                ),
+                "stt_rate_limit_fullest_ratio": (
+                    "How much of its burst the busiest caller has used up.",
+                    lambda: self.limiter.fullest_ratio,
+                ),
+            },
+            build={
+                "version": __version__,
+                "commit": self.config.server_commit,
+                "model": self.config.model,
+                "device": self.config.device,
+            },
+            gpu=self._gpu,
+        )
+
+    def _load_in_thread(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def load() -> None:
+            began = time.monotonic()
+            try:
+                engine = self._load(self.config)
+                engine.warm_up()
+                if self.config.vad:
+                    speech.warm_up()
+            except Exception as error:  # noqa: BLE001  # whatever it is, the process cannot serve
+                _die(
+                    f"the {self.config.tier}'s model cannot be loaded from "
+                    f"{self.config.model_path}: {error}"
+                )
+            log.info(
+                "ready",
+                service=f"stt-{self.config.tier}",
+                model=self.config.model,
+                device=engine.device,
+                load_s=round(time.monotonic() - began, 1),
+            )
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(setattr, self.tier, "engine", engine)
+
+        # A daemon: a stop during the load must not wait for it.
+        threading.Thread(target=load, name="load", daemon=True).start()
+
+
+def _die(message: str) -> None:
+    """End the process from any thread: a server without its model is of no use to anybody."""
+    log.critical("cannot start", reason=message)
+    print(f"stt-cascade: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.stdout.flush()
+    os._exit(1)
+
+
+@contextmanager
+def _on_sigterm(callback: Callable[[], None]) -> Iterator[None]:
+    """Within it, SIGTERM also calls `callback` on the event loop, before the server's handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals; the server here does without, too
+        return
+    loop = asyncio.get_running_loop()
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(callback)
+        if callable(previous):
+            previous(number, frame)
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,153 @@
+"""Receiving the multipart body: bounded, in memory only, never on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar, get_args
+
+from faster_whisper.tokenizer import _LANGUAGE_CODES
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.config import ENVELOPE_BYTES
+from stt_cascade.engine.protocol import Options, Task, Timestamps
+from stt_cascade.errors import InvalidRequest, PayloadTooLarge, RequestTimeout
+from stt_cascade.http.envelope import Abandoned
+from stt_cascade.upload import Upload
+
+LANGUAGES = frozenset(_LANGUAGE_CODES)
+AUDIO_FIELDS = ("audio", "file")
+TEXT_FIELDS = ("language", "prompt", "timestamps", "task")
+MAX_PARTS = 16
+
+Choice = TypeVar("Choice", bound=str)
+
+
+async def receive(request: Request, limit: int, deadline: Deadline) -> Upload:
+    """Read and check the body.
+
+    Args:
+        limit: bytes that the audio file may have; 64 KiB more are allowed for everything else.
+
+    Raises:
+        InvalidRequest: it is no multipart body, or a part is missing, unknown, double or wrong.
+        PayloadTooLarge: by Content-Length, or by count.
+        RequestTimeout: it had not come by the deadline.
+        Abandoned: the caller went away.
+    """
+    kind, options = parse_options_header(request.headers.get("Content-Type", ""))
+    if kind != "multipart/form-data" or not options.get("boundary"):
+        raise InvalidRequest("the body must be multipart/form-data with an `audio` part")
+    whole = limit + ENVELOPE_BYTES
+    announced = request.headers.get("Content-Length", "")
+    if announced.isdigit() and int(announced) > whole:
+        raise _too_large(limit)
+    form = _Form(limit)
+    received = 0
+    try:
+        parser = PushMultipartParser(options["boundary"], max_segment_count=MAX_PARTS)
+        chunks = request.stream()
+        while chunk := await _next(chunks.__anext__(), deadline):
+            received += len(chunk)
+            if received > whole:
+                raise _too_large(limit)
+            for event in parser.parse(chunk):
+                form.take(event)
+        parser.close()
+    except MultipartError as error:
+        raise InvalidRequest(f"the multipart body cannot be read: {error}") from None
+    except ClientDisconnect:
+        raise Abandoned from None
+    return form.upload()
+
+
+async def _next(chunk: Awaitable[bytes], deadline: Deadline) -> bytes:
+    try:
+        return await asyncio.wait_for(chunk, deadline.remaining)
+    except StopAsyncIteration:
+        return b""
+    except asyncio.TimeoutError:
+        raise RequestTimeout("the body had not come by the deadline") from None
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the audio file is larger than the allowed {limit} bytes")
+
+
+class _Form:
+    """The parts as they come."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._fields: dict[str, bytearray] = {}
+        self._raw_g722 = False
+        self._current = bytearray()
+        self._name = ""
+
+    def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
+            self._begin(event)
+        elif event is not None:
+            self._current += event
+            if len(self._current) > (self._limit if self._name == "audio" else ENVELOPE_BYTES):
+                raise _too_large(self._limit)
+
+    def _begin(self, part: MultipartSegment) -> None:
+        name = part.name or ""
+        if name not in AUDIO_FIELDS and name not in TEXT_FIELDS:
+            allowed = ", ".join(("audio", *TEXT_FIELDS))
+            raise InvalidRequest(f"unknown field {name[:64]!r}; allowed are: {allowed}")
+        if name in AUDIO_FIELDS:
+            self._raw_g722 = (part.content_type or "").lower() == "audio/g722" or (
+                part.filename or ""
+            ).lower().endswith(".g722")
+            name = "audio"
+        if name in self._fields:
+            raise InvalidRequest(f"the field {name!r} is there twice; send it once")
+        self._name = name
+        self._current = self._fields[name] = bytearray()
+
+    def upload(self) -> Upload:
+        if "audio" not in self._fields:
+            raise InvalidRequest("the `audio` part is missing")
+        return Upload(
+            audio=bytes(self._fields.pop("audio")),
+            raw_g722=self._raw_g722,
+            options=Options(
+                language=language_code(self._text("language")),
+                prompt=self._text("prompt") or None,
+                timestamps=self._choice("timestamps", get_args(Timestamps)),
+                task=self._choice("task", get_args(Task)),
+            ),
+        )
+
+    def _text(self, name: str) -> str:
+        try:
+            return self._fields.get(name, b"").decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{name} must be UTF-8 text") from None
+
+    def _choice(self, name: str, allowed: tuple[Choice, ...]) -> Choice:
+        given = self._text(name)
+        for choice in allowed:
+            if given in (choice, ""):  # the first one is the default
+                return choice
+        raise InvalidRequest(f"{name} must be one of: {', '.join(allowed)}; it is {given[:64]!r}")
+
+
+def language_code(text: str) -> str | None:
+    """Whisper's code for what a caller wrote; None: detect it.
+
+    Raises:
+        InvalidRequest: Whisper has no such language.
+    """
+    code = text.lower().replace("_", "-").partition("-")[0]
+    if code in ("", "auto"):
+        return None
+    if code not in LANGUAGES:
+        raise InvalidRequest(
+            f"language {text[:64]!r} is not known; send an ISO 639-1 code such as en, or auto"
+        )
+    return code
