@@ -27,7 +27,7 @@ from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Gpu
 
 # The contract names no *_created series.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
 
 TRANSCRIBE = "/v1/transcribe"
 ENDPOINTS = (TRANSCRIBE, "/v1/health", "/v1/ready", "/v1/metrics", "/metrics", "other")
