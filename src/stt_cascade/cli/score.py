@@ -1,0 +1,209 @@
+"""`stt score`: how right the running cascade is on labelled clips, and what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stt_cascade.cli.endpoint import find
+from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, outcomes
+from stt_sdk import Transcription
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A clip and what is said in it; an empty reference: nobody speaks."""
+
+    file: Path
+    text: str
+    language: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A clip's outcome, and its words: wrong ones, and those of the reference."""
+
+    clip: Labelled
+    outcome: Outcome
+    errors: int
+    words: int
+
+
+def score(
+    folder: Annotated[Path, typer.Argument(help=f"Folder with clips and a {MANIFEST}.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything, as one JSON object.")
+    ] = False,
+    forced: Annotated[
+        bool, typer.Option("--force-language", help="Send each clip's language along.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=64)] = CONCURRENCY,
+    url: Annotated[
+        str | None, typer.Option(envvar="STT_URL", help="The primary; default: a running `stt up`.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="STT_API_KEY", help="Its bearer key.")] = None,
+) -> None:
+    """Score the running cascade on labelled clips: WER, invented words, routing, latency.
+
+    The manifest has one JSON object a line: file, text, language, source.
+    """
+    try:
+        clips = read_manifest(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise typer.BadParameter(f"{folder / MANIFEST}: {error}") from None
+    endpoint = find(url, key)
+    languages = [clip.language if forced and clip.text else None for clip in clips]
+
+    async def collect() -> list[Scored]:
+        found = []
+        files = [clip.file for clip in clips]
+        async for index, outcome in outcomes(endpoint, files, languages, concurrency):
+            found.append(_scored(clips[index], outcome))
+            if not as_json:
+                typer.echo(f"\r{len(found)}/{len(clips)}", nl=False, err=True)
+        return found
+
+    scored = asyncio.run(collect())
+    report = summarize(scored)
+    if as_json:
+        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        typer.echo(err=True)
+        _print(report)
+    raise typer.Exit(int(bool(report["failed"])))
+
+
+def read_manifest(folder: Path) -> list[Labelled]:
+    """The clips that a folder's manifest names.
+
+    Raises:
+        OSError, ValueError, KeyError: the manifest is not there, or not of that form.
+    """
+    clips = []
+    for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        clips.append(
+            Labelled(
+                file=folder / entry["file"],
+                text=entry["text"],
+                language=entry["language"],
+                source=entry.get("source", ""),
+            )
+        )
+    return clips
+
+
+def _scored(clip: Labelled, outcome: Outcome) -> Scored:
+    heard = outcome.text if isinstance(outcome, Transcription) else ""
+    errors, words = word_errors(clip.text, heard, clip.language)
+    return Scored(clip, outcome, errors, words)
+
+
+def word_errors(reference: str, heard: str, language: str) -> tuple[int, int]:
+    """Wrong words (replaced, missing, added) and words of the reference, both normalized."""
+    import jiwer
+    from whisper_normalizer.basic import BasicTextNormalizer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    wanted, got = normalize(reference).strip(), normalize(heard).strip()
+    if not wanted:
+        return len(got.split()), 0
+    counts = jiwer.process_words(wanted, got)
+    return counts.substitutions + counts.deletions + counts.insertions, len(wanted.split())
+
+
+def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
+    """The figures of a run: WER by language and source, invented words, routing, latency in ms."""
+    answered = [item for item in scored if isinstance(item.outcome, Transcription)]
+    spoken = [item for item in answered if item.clip.text]
+    silent = [item for item in answered if not item.clip.text]
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for item in spoken:
+        groups[f"language {item.clip.language}"].append(item)
+        groups[f"source {item.clip.source}"].append(item)
+    results = [item.outcome for item in answered if isinstance(item.outcome, Transcription)]
+    return {
+        "clips": len(scored),
+        "failed": [
+            {"file": item.clip.file.name, "error": str(item.outcome)}
+            for item in scored
+            if not isinstance(item.outcome, Transcription)
+        ],
+        "wer": {"all": _wer(spoken), **{name: _wer(groups[name]) for name in sorted(groups)}},
+        "no_speech": {"clips": len(silent), "invented_words": sum(item.errors for item in silent)},
+        "lost_clips": [item.clip.file.name for item in spoken if _lost(item)],
+        "routing": {
+            reason: sum(1 for result in results if result.routing.reason == reason)
+            for reason in ("accepted", "low_confidence", "primary_error", "language", "no_speech")
+        },
+        "fallback_used": sum(1 for result in results if result.routing.fallback_used),
+        "latency_ms": {
+            "total": _percentiles(result.timings_ms.total for result in results),
+            "primary_infer": _percentiles(r.timings_ms.primary_infer for r in results),
+            "fallback_infer": _percentiles(r.timings_ms.fallback_infer for r in results),
+        },
+    }
+
+
+def _lost(item: Scored) -> bool:
+    return isinstance(item.outcome, Transcription) and not item.outcome.text
+
+
+def _wer(items: Sequence[Scored]) -> dict[str, float | int]:
+    words = sum(item.words for item in items)
+    errors = sum(item.errors for item in items)
+    return {
+        "clips": len(items),
+        "words": words,
+        "errors": errors,
+        "wer": round(errors / words, 4) if words else 0.0,
+    }
+
+
+def _percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
+    known = sorted(value for value in values if value is not None)
+    if len(known) < 2:
+        return {"p50": known[0], "p95": known[0], "max": known[0]} if known else None
+    cuts = quantiles(known, n=100, method="inclusive")
+    return {"p50": round(cuts[49], 1), "p95": round(cuts[94], 1), "max": known[-1]}
+
+
+def _print(report: dict[str, Any]) -> None:
+    console = Console()
+    table = Table("", "clips", "words", "wrong", "WER %", title="Word error rate")
+    for name, row in report["wer"].items():
+        table.add_row(
+            name,
+            str(row["clips"]),
+            str(row["words"]),
+            str(row["errors"]),
+            f"{100 * row['wer']:.1f}",
+        )
+    console.print(table)
+    silent = report["no_speech"]
+    console.print(
+        f"without speech: {silent['clips']} clips, {silent['invented_words']} invented words; "
+        f"spoken clips without text: {', '.join(report['lost_clips']) or 'none'}"
+    )
+    routing = ", ".join(f"{reason} {count}" for reason, count in report["routing"].items())
+    console.print(f"routing: {routing}; answered by the fallback: {report['fallback_used']}")
+    for stage, values in report["latency_ms"].items():
+        if values:
+            figures = ", ".join(f"{name} {value:.0f}" for name, value in values.items())
+            console.print(f"{stage} ms: {figures}")
+    for failure in report["failed"]:
+        console.print(f"[red]failed[/red] {failure['file']}: {failure['error']}")

@@ -1,0 +1,176 @@
+"""`stt transcribe`: files in, a table out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from stt_cascade.cli.endpoint import Endpoint, find
+from stt_sdk import STTClient, STTError, Transcription
+
+# Enough to keep a small box busy without filling its queue.
+CONCURRENCY = 2
+# From here on a bar is worth its line.
+MANY = 4
+
+Outcome = Transcription | STTError | OSError
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.", show_default=False)],
+    language: Annotated[
+        str | None, typer.Option(help="ISO 639-1 code; without it: detect.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    url: Annotated[
+        str | None, typer.Option(envvar="STT_URL", help="The primary; default: a running `stt up`.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="STT_API_KEY", help="Its bearer key.")] = None,
+) -> None:
+    """Transcribe audio files through the running primary."""
+    endpoint = find(url, key)
+    raise typer.Exit(
+        transcribe_files(endpoint.url, endpoint.key, files, language=language, as_json=as_json)
+    )
+
+
+def transcribe_files(
+    url: str,
+    key: str | None,
+    files: Sequence[Path],
+    *,
+    language: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Transcribe files and print what became of them.
+
+    Returns:
+        exit status: 1 if any of them failed.
+    """
+    outcomes = run(Endpoint(url, key), files, language)
+    console = Console()
+    if as_json:
+        for file, outcome in outcomes:
+            typer.echo(json.dumps(_as_json(file, outcome), ensure_ascii=False))
+    else:
+        console.print(_table(outcomes))
+    return int(any(isinstance(outcome, Exception) for _, outcome in outcomes))
+
+
+def run(
+    endpoint: Endpoint, files: Sequence[Path], language: str | None
+) -> list[tuple[Path, Outcome]]:
+    """Transcribe files, a few at a time, with a progress bar if they are many; in their order."""
+
+    async def collect() -> list[tuple[Path, Outcome]]:
+        found: dict[int, Outcome] = {}
+        with Progress(
+            TextColumn("transcribing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=len(files) < MANY or not Console(stderr=True).is_terminal,
+        ) as progress:
+            task = progress.add_task("", total=len(files))
+            async for index, outcome in outcomes(endpoint, files, [language] * len(files)):
+                found[index] = outcome
+                progress.advance(task)
+        return [(file, found[index]) for index, file in enumerate(files)]
+
+    return asyncio.run(collect())
+
+
+async def outcomes(
+    endpoint: Endpoint,
+    files: Sequence[Path],
+    languages: Sequence[str | None],
+    concurrency: int = CONCURRENCY,
+) -> AsyncIterator[tuple[int, Outcome]]:
+    """What became of each file, by its index, as they finish."""
+    done: asyncio.Queue[tuple[int, Outcome]] = asyncio.Queue()
+    waiting = iter(enumerate(zip(files, languages, strict=True)))
+
+    async with STTClient(endpoint.url, api_key=endpoint.key) as client:
+
+        async def work() -> None:
+            for index, (file, language) in waiting:
+                try:
+                    outcome: Outcome = await client.transcribe(file, language=language)
+                except (STTError, OSError) as error:
+                    outcome = error
+                done.put_nowait((index, outcome))
+
+        workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+        try:
+            for _ in files:
+                yield await done.get()
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+
+
+def _as_json(file: Path, outcome: Outcome) -> dict[str, object]:
+    if isinstance(outcome, Transcription):
+        return {"file": str(file), **asdict(outcome)}
+    return {"file": str(file), "error": str(outcome)}
+
+
+def _table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
+    table = Table(show_lines=True)
+    table.add_column("file", overflow="fold", max_width=24)
+    table.add_column("text", ratio=1)
+    table.add_column("tier")
+    table.add_column("gates below")
+    table.add_column("confidence", no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
+    for file, outcome in rows:
+        if isinstance(outcome, Transcription):
+            table.add_row(
+                file.name,
+                Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim"),
+                _tier(outcome),
+                ", ".join(outcome.routing.below) or "-",
+                _confidence(outcome),
+                _timings(outcome),
+            )
+        else:
+            table.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"), "", "", "")
+    return table
+
+
+def _tier(result: Transcription) -> str:
+    tier = f"{result.routing.tier} ({result.model})"
+    return f"{tier}, degraded" if result.routing.degraded else tier
+
+
+def _confidence(result: Transcription) -> str:
+    scores = result.confidence
+    if scores.logprob is None or scores.weakest is None:
+        return "-"
+    lines = [f"mean {scores.logprob:.2f}", f"weakest {scores.weakest:.2f}"]
+    if result.language_probability is not None:
+        lines.append(f"{result.language} {result.language_probability:.2f}")
+    return "\n".join(lines)
+
+
+def _timings(result: Transcription) -> str:
+    times = result.timings_ms
+    parts = (
+        ("queue", times.queue_wait),
+        ("primary", times.primary_infer),
+        ("fallback", times.fallback_infer),
+        ("total", times.total),
+    )
+    return "\n".join(f"{name} {value:.0f}" for name, value in parts if value is not None)
