@@ -81,7 +81,7 @@ class STTClient:
             OSError: the file cannot be read.
         """
         name, audio = ("audio", source) if isinstance(source, bytes) else _read(source)
-        fields = {"task": task, "timestamps": timestamps}
+        fields: dict[str, str] = {"task": task, "timestamps": timestamps}
         if language is not None:
             fields["language"] = language
         if prompt is not None:

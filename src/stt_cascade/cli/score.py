@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stt_cascade.cli.endpoint import find
-from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, outcomes
+from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
 from stt_sdk import Transcription
 
 MANIFEST = "manifest.jsonl"
@@ -67,21 +67,13 @@ def score(
     endpoint = find(url, key)
     languages = [clip.language if forced and clip.text else None for clip in clips]
 
-    async def collect() -> list[Scored]:
-        found = []
-        files = [clip.file for clip in clips]
-        async for index, outcome in outcomes(endpoint, files, languages, concurrency):
-            found.append(_scored(clips[index], outcome))
-            if not as_json:
-                typer.echo(f"\r{len(found)}/{len(clips)}", nl=False, err=True)
-        return found
-
-    scored = asyncio.run(collect())
+    files = [clip.file for clip in clips]
+    found = asyncio.run(gather(endpoint, files, languages, concurrency))
+    scored = [_scored(clip, outcome) for clip, (_, outcome) in zip(clips, found, strict=True)]
     report = summarize(scored)
     if as_json:
         typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
     else:
-        typer.echo(err=True)
         _print(report)
     raise typer.Exit(int(bool(report["failed"])))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,23 +72,31 @@ def run(
 ) -> list[tuple[Path, Outcome]]:
     """Transcribe files, a few at a time, with a progress bar if they are many; in their order."""
 
-    async def collect() -> list[tuple[Path, Outcome]]:
-        found: dict[int, Outcome] = {}
-        with Progress(
-            TextColumn("transcribing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=len(files) < MANY or not Console(stderr=True).is_terminal,
-        ) as progress:
-            task = progress.add_task("", total=len(files))
-            async for index, outcome in outcomes(endpoint, files, [language] * len(files)):
-                found[index] = outcome
-                progress.advance(task)
-        return [(file, found[index]) for index, file in enumerate(files)]
+    return asyncio.run(gather(endpoint, files, [language] * len(files)))
 
-    return asyncio.run(collect())
+
+async def gather(
+    endpoint: Endpoint,
+    files: Sequence[Path],
+    languages: Sequence[str | None],
+    concurrency: int = CONCURRENCY,
+) -> list[tuple[Path, Outcome]]:
+    """What became of each file, in their order; a progress bar if they are many."""
+    found: dict[int, Outcome] = {}
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("transcribing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=len(files) < MANY or not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=len(files))
+        async for index, outcome in outcomes(endpoint, files, languages, concurrency):
+            found[index] = outcome
+            progress.advance(task)
+    return [(file, found[index]) for index, file in enumerate(files)]
 
 
 async def outcomes(
@@ -129,48 +137,33 @@ def _as_json(file: Path, outcome: Outcome) -> dict[str, object]:
 
 def _table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
     table = Table(show_lines=True)
-    table.add_column("file", overflow="fold", max_width=24)
-    table.add_column("text", ratio=1)
-    table.add_column("tier")
-    table.add_column("gates below")
-    table.add_column("confidence", no_wrap=True)
-    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("file", overflow="fold", ratio=2)
+    table.add_column("text", ratio=5)
+    # One column for all the rest: a text needs the room of a terminal 80 characters wide.
+    table.add_column("answered by, why, ms", no_wrap=True)
     for file, outcome in rows:
         if isinstance(outcome, Transcription):
-            table.add_row(
-                file.name,
-                Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim"),
-                _tier(outcome),
-                ", ".join(outcome.routing.below) or "-",
-                _confidence(outcome),
-                _timings(outcome),
-            )
+            text = Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim")
+            table.add_row(file.name, text, "\n".join(_how(outcome)))
         else:
-            table.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"), "", "", "")
+            table.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"))
     return table
 
 
-def _tier(result: Transcription) -> str:
-    tier = f"{result.routing.tier} ({result.model})"
-    return f"{tier}, degraded" if result.routing.degraded else tier
-
-
-def _confidence(result: Transcription) -> str:
-    scores = result.confidence
-    if scores.logprob is None or scores.weakest is None:
-        return "-"
-    lines = [f"mean {scores.logprob:.2f}", f"weakest {scores.weakest:.2f}"]
+def _how(result: Transcription) -> Iterator[str]:
+    """The tier, the gates, the confidence and the timings of an answer, a line each."""
+    routing, scores, times = result.routing, result.confidence, result.timings_ms
+    yield f"{routing.tier} ({result.model})" + (", degraded" if routing.degraded else "")
+    yield f"{routing.reason}: {', '.join(routing.below)}" if routing.below else routing.reason
+    if scores.logprob is not None and scores.weakest is not None:
+        yield f"mean {scores.logprob:.2f}, weakest {scores.weakest:.2f}"
     if result.language_probability is not None:
-        lines.append(f"{result.language} {result.language_probability:.2f}")
-    return "\n".join(lines)
-
-
-def _timings(result: Transcription) -> str:
-    times = result.timings_ms
-    parts = (
+        yield f"language {result.language} {result.language_probability:.2f}"
+    for name, value in (
         ("queue", times.queue_wait),
         ("primary", times.primary_infer),
         ("fallback", times.fallback_infer),
         ("total", times.total),
-    )
-    return "\n".join(f"{name} {value:.0f}" for name, value in parts if value is not None)
+    ):
+        if value is not None:
+            yield f"{name:<8} {value:>6.0f}"
