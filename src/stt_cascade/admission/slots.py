@@ -91,10 +91,10 @@ class Slots:
 
         thread.add_done_callback(ended)
         outcome = asyncio.wrap_future(thread)
+        # Who waits may go away or run out of time: then nobody looks at what the thread brings.
+        outcome.add_done_callback(lambda late: late.cancelled() or late.exception())
         done, _ = await asyncio.wait({outcome}, timeout=deadline.remaining)
         if not done:
-            # Nobody will look at what the thread brings.
-            outcome.add_done_callback(lambda late: late.cancelled() or late.exception())
             raise DeadlineExceeded("the deadline passed during the inference")
         return outcome.result()
 

@@ -104,7 +104,9 @@ def sniff(data: bytes) -> str | None:
 
 def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
     """The first audio stream as mono blocks at 16 kHz."""
-    with av.open(io.BytesIO(data), mode="r", format=demuxer) as container:
+    # Tags are in any encoding, and none is looked at.
+    source = io.BytesIO(data)
+    with av.open(source, mode="r", format=demuxer, metadata_errors="replace") as container:
         if not container.streams.audio:
             raise InvalidAudio("the file has no audio stream")
         resampler: av.AudioResampler | None = None
@@ -114,7 +116,9 @@ def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
             if shape != (now := (frame.rate, frame.layout.name, frame.format.name)):
                 # A chained stream may change its shape on the way.
                 yield from _flush(resampler)
-                resampler = av.AudioResampler("fltp", frame.layout, SAMPLE_RATE)
+                # Packed, because PyAV 18 counts 9 planes in a planar frame of 8 channels, and
+                # reads past the frame.
+                resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
                 shape = now
             frame.pts = (
                 None  # gaps between time stamps are not filled: the samples are what is said
@@ -144,8 +148,8 @@ def _flush(resampler: av.AudioResampler | None) -> Iterator[Samples]:
 
 
 def _mono(frame: AudioFrame) -> Samples:
-    channels = frame.to_ndarray()
+    channels = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
     # FFmpeg's own down-mix weighs channels by their place; a phone line on one side would get lost.
-    mono: Samples = channels.mean(axis=0, dtype=np.float32)
+    mono: Samples = channels.mean(axis=1, dtype=np.float32)
     # A float file may hold anything, and one NaN would make the whole spectrum NaN.
     return np.nan_to_num(mono, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from types import TracebackType
 
 import httpx2
@@ -123,7 +124,7 @@ def _retry_after(response: httpx2.Response) -> float | None:
     if response.status_code not in NOT_PROCESSED:
         return None
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdigit() and len(value) < 6 else BACKOFF_S
+    return float(value) if re.fullmatch(r"[0-9]{1,5}", value) else BACKOFF_S
 
 
 def _read(response: httpx2.Response) -> Answer:

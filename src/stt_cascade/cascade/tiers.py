@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from functools import partial
@@ -88,7 +89,8 @@ class Tier(ABC):
 
         def work() -> tuple[Transcript, float]:
             began = time.perf_counter()
-            return self.loaded_engine.transcribe(clip, options), time.perf_counter() - began
+            transcript = _sound(self.loaded_engine.transcribe(clip, options))
+            return transcript, time.perf_counter() - began
 
         transcript, seconds = await self.slots.run(
             work, deadline, audio_seconds=clip.duration, waited=waited
@@ -231,6 +233,15 @@ class Primary(Tier):
             seconds = time.perf_counter() - began
             record.fallback_infer_ms = seconds * 1000
             self._metrics.fallback_inferred(seconds)
+
+
+def _sound(transcript: Transcript) -> Transcript:
+    """The transcript, unless its scores are no numbers: no gate could judge those."""
+    scores = [transcript.logprob, transcript.weakest]
+    scores += [segment.avg_logprob for segment in transcript.segments]
+    if not all(map(math.isfinite, scores)):
+        raise ArithmeticError("the model's scores are no numbers")
+    return transcript
 
 
 def hear(upload: Upload, max_seconds: float, vad: bool) -> Clip:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 # What each command needs beyond the base install: the extra, and a module that only it brings.
 NEEDS: dict[str, tuple[str, str]] = {
     "up": ("server", "fastapi"),
+    "demo": ("server", "fastapi"),
     "config": ("server", "pydantic_settings"),
     "models": ("tools", "huggingface_hub"),
     "score": ("tools", "jiwer"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from stt_cascade.cli import models
+from stt_cascade.cli import config, models
+from stt_cascade.cli.demo import demo
 from stt_cascade.cli.score import score
 from stt_cascade.cli.transcribe import transcribe
+from stt_cascade.cli.up import up
 
 app = typer.Typer(
     name="stt",
@@ -15,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(models.app, name="models")
+app.command()(up)
+app.command()(demo)
 app.command()(transcribe)
 app.command()(score)
+app.add_typer(models.app, name="models")
+app.add_typer(config.app, name="config")

@@ -55,7 +55,9 @@ def create_app(config: TierConfig, engine: Engine | None = None) -> FastAPI:
     _describe_security(app)
     # The last one added is the outermost.
     app.add_middleware(Authentication, ring=service.secrets.ring)
-    app.add_middleware(Envelope, metrics=service.metrics, log_text=config.log_text)
+    app.add_middleware(
+        Envelope, tier=config.tier, metrics=service.metrics, log_text=config.log_text
+    )
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

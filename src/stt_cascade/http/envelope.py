@@ -6,9 +6,11 @@ writes the log line and counts.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -25,6 +27,9 @@ log = structlog.get_logger("stt.request")
 _TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_HEADER = 200
+# A connection that is closed under a caller who is still sending takes the answer with it, so the
+# rest of a refused body may come, unread, for this long.
+LINGER_S = 5.0
 # What every answer may carry, errors included.
 EXPOSED_HEADERS = (
     "X-Req-Id",
@@ -61,8 +66,9 @@ def record_of(scope: Scope) -> Record:
 class Envelope:
     """Pure ASGI middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, log_text: bool) -> None:
+    def __init__(self, app: ASGIApp, *, tier: str, metrics: Metrics, log_text: bool) -> None:
         self._app = app
+        self._tier = tier
         self._metrics = metrics
         self._log_text = log_text
 
@@ -80,6 +86,7 @@ class Envelope:
         )
         scope["stt.record"] = record
         status: int | None = None
+        body = _Body(receive)
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -90,12 +97,13 @@ class Envelope:
                     headers[name] = value
             await send(message)
 
-        transcribes = record.endpoint == TRANSCRIBE and scope["method"] == "POST"
+        transcribes = record.endpoint == TRANSCRIBE
         if transcribes:
             self._metrics.request_started()
         refusal: Refusal | None = None
+        unfinished = False
         try:
-            await self._app(scope, receive, send_in_envelope)
+            await self._app(scope, body, send_in_envelope)
         except Refusal as error:
             refusal = error
         except Abandoned:
@@ -106,11 +114,14 @@ class Envelope:
             refusal.__cause__ = error
         if refusal is not None:
             self._metrics.request_refused(record.endpoint, refusal.type)
-            if status is None:
-                await _refuse(refusal, record)(scope, receive, send_in_envelope)
+            if unfinished := status is None:
+                await _send_unfinished(_refuse(refusal, record), send_in_envelope)
         elif status == 200 and transcribes:
             self._metrics.request_answered(record)
         self._log(scope, record, status, refusal)
+        if unfinished:
+            await body.discard()
+            await send({"type": "http.response.body", "body": b""})
 
     def _log(
         self, scope: Scope, record: Record, status: int | None, refusal: Refusal | None
@@ -119,6 +130,7 @@ class Envelope:
             return
         line: dict[str, Any] = {
             "request_id": record.request_id,
+            "tier": self._tier,
             "method": scope["method"],
             "path": scope["path"],
             "status": status,
@@ -148,6 +160,35 @@ class Envelope:
         }
         failed = status is None or status >= 500
         (log.error if failed else log.info)("request", **known)
+
+
+class _Body:
+    """A request's `receive`, which remembers whether the body has come to its end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Let the rest come, for a while."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._discard(), LINGER_S)
+
+    async def _discard(self) -> None:
+        while not self._ended:
+            await self()
+
+
+async def _send_unfinished(response: JSONResponse, send: Send) -> None:
+    """Send the whole response, but leave the connection to the caller for now."""
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
 
 
 def _refuse(refusal: Refusal, record: Record) -> JSONResponse:

@@ -47,6 +47,9 @@ _DEADLINE: dict[str, Any] = {
     "schema": {"type": "integer", "minimum": 1},
     "description": "how long the caller will wait; can shorten the service's own deadline",
 }
+# Probes may use HEAD. The route that answers comes first (the lower decorator); described is the
+# other, because FastAPI would give both methods of one route the same operation id.
+_GET_OR_HEAD = ["GET", "HEAD"]
 
 
 def service_of(request: Request) -> Service:
@@ -106,13 +109,15 @@ async def _gone(request: Request) -> None:
         pass
 
 
-@router.api_route("/v1/health", methods=["GET", "HEAD"], operation_id="health")
+@router.get("/v1/health", operation_id="health")
+@router.api_route("/v1/health", methods=_GET_OR_HEAD, include_in_schema=False)
 async def health(request: Request) -> Response:
     """Liveness: whether the process works."""
     return JSONResponse(service_of(request).health())
 
 
-@router.api_route("/v1/ready", methods=["GET", "HEAD"], operation_id="ready")
+@router.get("/v1/ready", operation_id="ready")
+@router.api_route("/v1/ready", methods=_GET_OR_HEAD, include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Readiness: whether a request would be taken now. The fallback's state does not count."""
     state = service_of(request).state

@@ -29,12 +29,20 @@ def configure(form: Literal["json", "console"]) -> None:
     final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if form == "json":
         final += [
-            structlog.processors.dict_tracebacks,
+            # Without the frames' variables, which hold keys, texts and audio.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
     else:
-        final += [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())]
+        final += [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stdout.isatty(),
+                exception_formatter=structlog.dev.RichTracebackFormatter(show_locals=False),
+            )
+        ]
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processors=final, foreign_pre_chain=list(_SHARED))

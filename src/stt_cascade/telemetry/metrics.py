@@ -124,7 +124,8 @@ class Metrics:
     def request_refused(self, endpoint: str, type_: str) -> None:
         """An answer other than 200."""
         self._exceptions.labels(endpoint, type_).inc()
-        self._counts["errors"] += 1
+        if endpoint == TRANSCRIBE:
+            self._counts["errors"] += 1
         if type_ in REJECTIONS:
             self._rejected.labels(type_).inc()
 

@@ -1,0 +1,85 @@
+"""`stt config`: what a settings file means."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from stt_cascade.config import TierConfig
+
+Tier = Literal["primary", "fallback"]
+
+app = typer.Typer(help="Look at settings files.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A tier's .env file.", show_default=False)],
+    tier: Annotated[
+        Tier | None, typer.Option(help="Whose settings; default: as the file looks.")
+    ] = None,
+) -> None:
+    """Show the settings in force, secrets masked; exit 1 with a line for each mistake."""
+    from rich.console import Console
+
+    from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, load
+
+    tier = tier or guess(file)
+    if tier is None:
+        typer.echo(f"{file}: whose settings are these? Say --tier primary or fallback.", err=True)
+        raise typer.Exit(2)
+    model = PrimaryConfig if tier == "primary" else FallbackConfig
+    try:
+        config = load(model, file)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    Console().print(in_force_table(config))
+    typer.echo(f"{file}: valid for the {tier}; * differs from the default.")
+
+
+def guess(file: Path) -> Tier | None:
+    """The tier whose settings a file holds: by the key of its model, else by the file's name."""
+    text = ""
+    with suppress(OSError):  # reading it for good will say what is wrong
+        text = file.read_text(encoding="utf-8", errors="replace")
+    keys = set(re.findall(r"^\s*(?:export\s+)?(CT2_(?:SMALL|MEDIUM)_PATH)\s*=", text, re.MULTILINE))
+    if keys == {"CT2_SMALL_PATH"}:
+        return "primary"
+    if keys == {"CT2_MEDIUM_PATH"}:
+        return "fallback"
+    named: list[Tier] = [tier for tier in ("primary", "fallback") if tier in file.name]
+    return named[0] if len(named) == 1 else None
+
+
+def in_force_table(config: TierConfig) -> Table:
+    """The settings, with a mark and the default where they differ from it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from stt_cascade.config import in_force
+
+    fields = type(config).model_fields
+    required = {
+        name: getattr(config, name) for name, field in fields.items() if field.is_required()
+    }
+    defaults = in_force(type(config).model_construct(None, **required))
+    table = Table("", "setting", box=None, pad_edge=False)
+    table.add_column("in force", overflow="fold")
+    table.add_column("default", overflow="fold")
+    for (key, value), (name, field) in zip(in_force(config).items(), fields.items(), strict=True):
+        if field.is_required():
+            mark, default = "*", "(required)"
+        elif getattr(config, name) != field.default:
+            mark, default = "*", defaults[key] or "(none)"
+        else:
+            mark, default = "", ""
+        table.add_row(mark, key, Text(value or "(none)"), Text(default))
+    return table

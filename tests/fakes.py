@@ -1,0 +1,244 @@
+"""A speech engine and a fallback that do as a test says."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
+from stt_cascade.engine.protocol import Clip, Options, Segment, Transcript
+from stt_cascade.http.app import create_app
+from stt_cascade.telemetry import logs
+
+PATIENCE = 20.0  # seconds after which a test gives up waiting for what should happen at once
+PRIMARY_KEY = "primary-key-0123456789"
+FALLBACK_KEY = "fallback-key-0123456789"
+MULTILINGUAL = frozenset({"en", "de", "es", "fr", "pt", "it"})
+
+
+class FakeEngine:
+    """Hears what it is told to hear; remembers what it was asked.
+
+    Args:
+        raises: instead of an answer.
+        holds: an inference does not end before this is set.
+        loads: the model is not loaded before this is set.
+    """
+
+    def __init__(
+        self,
+        text: str = "one two three four",
+        *,
+        language: str = "en",
+        language_probability: float = 0.98,
+        logprob: float = 0.9,
+        weakest: float = 0.8,
+        raises: Exception | None = None,
+        holds: threading.Event | None = None,
+        loads: threading.Event | None = None,
+        languages: frozenset[str] = MULTILINGUAL,
+        device: str = "cpu",
+    ) -> None:
+        self.text = text
+        self.language = language
+        self.language_probability = language_probability
+        self.logprob = logprob
+        self.weakest = weakest
+        self.raises = raises
+        self.holds = holds
+        self.loads = loads
+        self.languages = languages
+        self.device = device
+        self.heard: list[tuple[Clip, Options]] = []
+        self.live = 0
+        self.most_live = 0
+        self._changed = threading.Condition()
+
+    def warm_up(self) -> None:
+        assert self.loads is None or self.loads.wait(PATIENCE)
+
+    def transcribe(self, clip: Clip, options: Options) -> Transcript:
+        with self._changed:
+            self.heard.append((clip, options))
+            self.live += 1
+            self.most_live = max(self.most_live, self.live)
+            self._changed.notify_all()
+        try:
+            assert self.holds is None or self.holds.wait(PATIENCE)
+            if self.raises is not None:
+                raise self.raises
+            return self._transcript(clip, options)
+        finally:
+            with self._changed:
+                self.live -= 1
+                self._changed.notify_all()
+
+    def _transcript(self, clip: Clip, options: Options) -> Transcript:
+        detected = options.language is None and len(self.languages) > 1
+        return Transcript(
+            text=self.text,
+            language=options.language or self.language,
+            language_probability=self.language_probability if detected else None,
+            segments=(Segment(0.0, clip.duration, self.text, -0.1, 0.01),),
+            logprob=self.logprob,
+            weakest=self.weakest,
+        )
+
+    def wait_for(self, calls: int) -> None:
+        """Until so many inferences have begun."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.heard) >= calls, PATIENCE)
+
+    def wait_until_idle(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.live == 0, PATIENCE)
+
+    def let_go(self) -> None:
+        """End what is held, now and from now on."""
+        for event in (self.holds, self.loads):
+            if event is not None:
+                event.set()
+
+
+def answer_of_fallback(text: str = "from the fallback", **changes: Any) -> dict[str, Any]:
+    """The JSON of a fallback's 200."""
+    return {
+        "text": text,
+        "language": "en",
+        "language_probability": 0.99,
+        "duration": 1.0,
+        "speech_duration": 1.0,
+        "model": "big",
+        "confidence": {"logprob": 0.95, "weakest": 0.9, "words": 3},
+        "routing": {
+            "tier": "fallback",
+            "fallback_used": False,
+            "reason": "accepted",
+            "below": [],
+            "degraded": False,
+        },
+        "segments": [],
+        "timings_ms": {
+            "queue_wait": 0.0,
+            "primary_infer": None,
+            "fallback_infer": 1.0,
+            "total": 2.0,
+        },
+        "request_id": "theirs",
+        **changes,
+    }
+
+
+@dataclass
+class Reply:
+    """What a scripted fallback answers: JSON or bytes, or nothing at all (`cut`)."""
+
+    status: int = 200
+    body: dict[str, Any] | bytes = field(default_factory=answer_of_fallback)
+    headers: dict[str, str] = field(default_factory=dict)
+    holds: threading.Event | None = None
+    cut: bool = False
+
+
+@dataclass
+class Asked:
+    """One request as it came to a scripted fallback."""
+
+    headers: dict[str, str]
+    parts: dict[str, bytes]
+
+
+class ScriptedFallback:
+    """An HTTP server in the fallback's place: gives the replies in order, then its last again."""
+
+    key: str | None = None
+
+    def __init__(self, *replies: Reply) -> None:
+        self.replies = list(replies) or [Reply()]
+        self.asked: list[Asked] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        scripted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                scripted.asked.append(Asked(headers, _parts(body, boundary)))
+                last = len(scripted.replies) - 1
+                self._reply(scripted.replies[min(len(scripted.asked) - 1, last)])
+
+            def _reply(self, reply: Reply) -> None:
+                if reply.holds is not None:
+                    assert reply.holds.wait(PATIENCE)
+                if reply.cut:
+                    self.close_connection = True
+                    return
+                body = (
+                    reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+                )
+                self.send_response(reply.status)
+                for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+    def stop(self) -> None:
+        for reply in self.replies:
+            if reply.holds is not None:
+                reply.holds.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _parts(body: bytes, boundary: bytes) -> dict[str, bytes]:
+    """The parts of a multipart body by their names."""
+    found = {}
+    for part in body.split(b"--" + boundary)[1:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        name = re.search(rb'name="([^"]*)"', head)
+        assert name is not None
+        found[name[1].decode()] = content[:-2]
+    return found
+
+
+def main(tier: str, settings: str, listener: int) -> None:
+    """A tier as a process of its own: says `inferring` on stderr, and goes on when told a line."""
+
+    class Told(FakeEngine):
+        def transcribe(self, clip: Clip, options: Options) -> Transcript:
+            print("inferring", file=sys.stderr, flush=True)  # noqa: T201  # how it tells the test
+            sys.stdin.readline()
+            return super().transcribe(clip, options)
+
+    model: type[TierConfig] = PrimaryConfig if tier == "primary" else FallbackConfig
+    config = load(model, Path(settings))
+    logs.configure(config.log_format)
+    server = uvicorn.Server(uvicorn.Config(create_app(config, Told()), log_config=None))
+    server.run([socket.socket(fileno=listener)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

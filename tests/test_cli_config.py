@@ -1,0 +1,101 @@
+"""`stt config check` shows what a settings file means, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stt_cascade.cli.app import app
+from stt_cascade.cli.config import guess
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PRIMARY = "CT2_SMALL_PATH=/models/small\nFALLBACK_URL=http://127.0.0.1:8082\n"
+
+runner = CliRunner(env={"COLUMNS": "100"})
+
+
+def env(folder: Path, text: str, name: str = "some.env") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def row(output: str, setting: str) -> list[str]:
+    """The cells of a setting's row."""
+    (line,) = [line for line in output.splitlines() if setting in line.split()]
+    return line.split()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.env")), ids=lambda path: path.name)
+def test_every_file_in_configs_is_valid_for_its_tier(path: Path) -> None:
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 0, result.output
+    assert f"valid for the {path.stem.removeprefix('stt_')}" in result.output
+
+
+def test_what_differs_from_the_default_is_marked_and_shown_beside_it(tmp_path: Path) -> None:
+    path = env(tmp_path, PRIMARY + "BEAM_SIZE=3\nCPU_THREADS=2\nRATE_LIMIT_RPS=15\nVAD=off\n")
+    output = runner.invoke(app, ["config", "check", str(path)]).output
+    assert row(output, "BEAM_SIZE") == ["*", "BEAM_SIZE", "3", "1"]
+    assert row(output, "VAD") == ["*", "VAD", "off", "on"]
+    assert row(output, "CT2_SMALL_PATH") == ["*", "CT2_SMALL_PATH", "/models/small", "(required)"]
+    # Written down, but no different.
+    assert row(output, "CPU_THREADS") == ["CPU_THREADS", "2"]
+    assert row(output, "RATE_LIMIT_RPS") == ["RATE_LIMIT_RPS", "15.0"]
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    path = env(tmp_path, PRIMARY + "API_KEYS=first-secret,second-secret\nFALLBACK_API_KEY=third\n")
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 0
+    assert "secret" not in result.output
+    assert "third" not in result.output
+    assert row(result.output, "API_KEYS")[:2] == ["*", "API_KEYS"]
+
+
+def test_every_mistake_is_a_line_on_stderr(tmp_path: Path) -> None:
+    path = env(tmp_path, PRIMARY + "BEAM_SIZ=3\nVAD=perhaps\n")
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"{path}:3: BEAM_SIZ") and "did you mean BEAM_SIZE?" in first
+    assert second.startswith(f"{path}:4: VAD") and "on or off" in second
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "stt_primary.env"
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{path}: No such file")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tier"),
+    [
+        ("some.env", "CT2_SMALL_PATH=x", "primary"),
+        ("some.env", "export CT2_MEDIUM_PATH=x", "fallback"),
+        ("stt_primary.env", "CT2_MEDIUM_PATH=x", "fallback"),
+        ("stt_primary.env", "", "primary"),
+        ("stt_fallback.env", "#CT2_SMALL_PATH=x", "fallback"),
+        ("stt_fallback.env", "CT2_SMALL_PATH=x\nCT2_MEDIUM_PATH=x", "fallback"),
+        ("some.env", "BEAM_SIZE=1", None),
+        ("primary-and-fallback.env", "", None),
+    ],
+)
+def test_the_tier_is_the_one_whose_model_or_else_whose_name_it_has(
+    tmp_path: Path, name: str, text: str, tier: str | None
+) -> None:
+    assert guess(env(tmp_path, text, name)) == tier
+
+
+def test_a_file_of_no_tier_needs_to_be_told_one(tmp_path: Path) -> None:
+    path = env(tmp_path, "BEAM_SIZE=1")
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 2
+    assert "--tier" in result.stderr
+    result = runner.invoke(app, ["config", "check", str(path), "--tier", "fallback"])
+    assert result.exit_code == 1
+    assert "CT2_MEDIUM_PATH: missing" in result.stderr

@@ -1,0 +1,267 @@
+"""Each refusal that needs no fallback: its status, type, headers and body."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from fakes import PATIENCE, PRIMARY_KEY, FakeEngine
+from running import TRANSCRIBE, RunningTier, Tiers, read_response
+from tones import silence, tone, wav
+
+MIB = 1024 * 1024
+ENVELOPE = 64 * 1024
+FORM = "multipart/form-data; boundary=x"
+PART = b'--x\r\nContent-Disposition: form-data; name="audio"; filename="a.wav"\r\n\r\n'
+
+
+@pytest.fixture(scope="module")
+def tier(shared_tiers: Tiers) -> RunningTier:
+    return shared_tiers.fallback(max_upload_mb=0.5, max_audio_seconds=5)
+
+
+def check(answer: httpx2.Response, status: int, type_: str) -> str:
+    """The promises that hold for every error; returns its message."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/json"
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"type", "message", "request_id"}
+    assert error["type"] == answer.headers["X-Error-Type"] == type_
+    assert answer.headers["X-Req-Id"] == error["request_id"] != ""
+    assert float(answer.headers["X-Total-ms"]) >= 0
+    header, message = answer.headers["X-Error-Message"], str(error["message"])
+    assert re.fullmatch(r"[ -~]{1,200}", header)
+    assert header[:150] == message[:150]
+    return message
+
+
+def start_of_upload(announced: int, *, key: str = "", path: str = TRANSCRIBE) -> bytes:
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: t\r\n{authorization}"
+        f"Content-Type: {FORM}\r\nContent-Length: {announced}\r\n\r\n"
+    ).encode()
+
+
+def test_400_invalid_request(tier: RunningTier) -> None:
+    assert "language" in check(tier.transcribe(language="xx"), 400, "invalid_request")
+
+
+def test_400_invalid_audio(tier: RunningTier) -> None:
+    assert "audio" in check(tier.transcribe(b"no audio"), 400, "invalid_audio")
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_401_unauthorized(tiers: Tiers, key: str | None) -> None:
+    guarded = tiers.fallback(api_keys=(PRIMARY_KEY,))
+    guarded.key = key
+    answer = guarded.transcribe()
+    check(answer, 401, "unauthorized")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_401_comes_before_a_byte_of_the_body_is_sent(tiers: Tiers) -> None:
+    guarded = tiers.fallback(api_keys=(PRIMARY_KEY,))
+    status, headers, _ = guarded.exchange(start_of_upload(10 * MIB, key="wrong"))
+    assert (status, headers["x-error-type"]) == (401, "unauthorized")
+    assert headers["connection"] == "close"
+
+
+def test_404_not_found(tier: RunningTier) -> None:
+    assert "/v2/transcribe" in check(tier.get("/v2/transcribe"), 404, "not_found")
+
+
+def test_404_for_a_path_that_is_almost_one(tier: RunningTier) -> None:
+    check(tier.client.post(TRANSCRIBE + "/"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", TRANSCRIBE, {"POST"}),
+        ("PUT", TRANSCRIBE, {"POST"}),
+        ("POST", "/v1/health", {"GET", "HEAD"}),
+        ("DELETE", "/v1/ready", {"GET", "HEAD"}),
+        ("POST", "/v1/metrics", {"GET"}),
+        ("POST", "/metrics", {"GET"}),
+    ],
+)
+def test_405_method_not_allowed(
+    tier: RunningTier, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = tier.client.request(method, path)
+    check(answer, 405, "method_not_allowed")
+    assert set(answer.headers["Allow"].split(", ")) == allowed
+
+
+def test_408_request_timeout_when_the_body_stalls(tiers: Tiers) -> None:
+    impatient = tiers.fallback(request_timeout_s=0.2)
+    status, headers, body = impatient.exchange(start_of_upload(1000) + PART)
+    assert (status, headers["x-error-type"]) == (408, "request_timeout")
+    assert b'"type":"request_timeout"' in body
+
+
+def test_408_when_the_callers_own_deadline_passes_before_the_body_came(tier: RunningTier) -> None:
+    start = start_of_upload(1000).replace(b"\r\n\r\n", b"\r\nX-Deadline-Ms: 100\r\n\r\n")
+    assert tier.exchange(start + PART)[0] == 408
+
+
+def test_413_by_content_length_before_the_body_is_sent(tier: RunningTier) -> None:
+    status, headers, _ = tier.exchange(start_of_upload(MIB // 2 + ENVELOPE + 1))
+    assert (status, headers["x-error-type"]) == (413, "payload_too_large")
+    assert str(MIB // 2) in headers["x-error-message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"), [({"api_keys": ("other",)}, 401), ({"max_upload_mb": 0.5}, 413)]
+)
+def test_a_refusal_reaches_a_caller_who_is_still_sending(
+    tiers: Tiers, settings: dict[str, Any], status: int
+) -> None:
+    """The socket's buffers do not hold this body; an async client has no second look at it."""
+    tier = tiers.fallback(**settings)
+
+    async def send() -> httpx2.Response:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            return await client.post(
+                tier.url + TRANSCRIBE, files={"audio": b"x" * 16 * MIB}, timeout=PATIENCE
+            )
+
+    assert asyncio.run(send()).status_code == status
+
+
+def test_413_by_count_where_no_length_is_announced(tier: RunningTier) -> None:
+    def endless() -> Iterator[bytes]:
+        yield PART
+        for _ in range(1024):
+            yield bytes(16 * 1024)
+
+    answer = tier.client.post(TRANSCRIBE, content=endless(), headers={"Content-Type": FORM})
+    check(answer, 413, "payload_too_large")
+
+
+def test_413_for_a_clip_that_only_the_envelopes_allowance_would_let_in(tier: RunningTier) -> None:
+    check(tier.transcribe(b"x" * (MIB // 2 + 1)), 413, "payload_too_large")
+
+
+def test_413_for_an_endless_field_beside_the_clip(tier: RunningTier) -> None:
+    check(tier.transcribe(prompt="x" * (ENVELOPE + 1)), 413, "payload_too_large")
+
+
+def test_a_clip_of_exactly_the_allowed_size_is_taken(tiers: Tiers) -> None:
+    clip = wav()
+    exact = tiers.fallback(max_upload_mb=len(clip) / MIB)
+    assert exact.transcribe(clip).status_code == 200
+
+
+def test_413_audio_too_long(tier: RunningTier) -> None:
+    assert "5 s" in check(tier.transcribe(wav(silence(5.1))), 413, "audio_too_long")
+
+
+def test_audio_of_the_allowed_length_is_taken(tier: RunningTier) -> None:
+    assert tier.transcribe(wav(silence(5))).status_code == 200
+
+
+def test_429_rate_limited(tiers: Tiers) -> None:
+    limited = tiers.fallback(rate_limit_burst=2, rate_limit_rps=0.01)
+    answers = [limited.transcribe() for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    check(answers[2], 429, "rate_limited")
+    assert 90 <= int(answers[2].headers["Retry-After"]) <= 100
+
+
+def test_429_asks_for_a_second_at_least(tiers: Tiers) -> None:
+    limited = tiers.fallback(FakeEngine(), rate_limit_burst=1, rate_limit_rps=20)
+    answers = [limited.client.post(TRANSCRIBE) for _ in range(20)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+
+
+def test_500_internal_says_nothing_internal(tiers: Tiers) -> None:
+    broken = tiers.fallback(FakeEngine(raises=RuntimeError("CUDA at /opt/secret/kernel.cu:12")))
+    with capture_logs() as lines:
+        answer = broken.transcribe()
+    message = check(answer, 500, "internal")
+    assert "secret" not in answer.text + str(answer.headers)
+    assert "RuntimeError" not in answer.text + str(answer.headers)
+    assert "request id" in message
+    (line,) = (line for line in lines if line["event"] == "unexpected error")
+    assert line["request_id"] == answer.headers["X-Req-Id"]
+    assert line["exc_info"]
+
+
+def test_503_overloaded_when_the_queue_is_full(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    busy = tiers.fallback(engine, max_concurrency=1, max_queue=1)
+    served = [busy.begin()]
+    engine.wait_for(1)
+    served.append(busy.begin())
+    busy.wait_for_queue(1)
+
+    answer = busy.transcribe()
+
+    check(answer, 503, "overloaded")
+    assert int(answer.headers["Retry-After"]) >= 1
+    engine.let_go()
+    assert [one.result().status_code for one in served] == [200, 200]
+
+
+def test_504_when_the_deadline_passes_in_the_queue(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    busy = tiers.fallback(engine, max_concurrency=1)
+    first = busy.begin()
+    engine.wait_for(1)
+
+    answer = busy.transcribe(headers={"X-Deadline-Ms": "100"})
+
+    check(answer, 504, "deadline_exceeded")
+    assert float(answer.headers["X-Queue-Wait-ms"]) >= 90
+    engine.let_go()
+    assert first.result().status_code == 200
+    assert len(engine.heard) == 1
+
+
+def test_504_when_the_deadline_passes_during_the_inference(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    slow = tiers.fallback(engine)
+    answer = slow.transcribe(headers={"X-Deadline-Ms": "100"})
+    check(answer, 504, "deadline_exceeded")
+    assert len(engine.heard) == 1
+
+
+def test_a_callers_deadline_cannot_lengthen_the_services(tiers: Tiers) -> None:
+    slow = tiers.fallback(FakeEngine(holds=threading.Event()), request_timeout_s=0.2)
+    answer = slow.transcribe(headers={"X-Deadline-Ms": "600000"})
+    check(answer, 504, "deadline_exceeded")
+
+
+def test_the_service_goes_on_after_each_refusal(tier: RunningTier) -> None:
+    spoiled: list[Callable[[], object]] = [
+        lambda: tier.transcribe(b"no audio"),
+        lambda: tier.transcribe(b"x" * 2 * MIB),
+        lambda: tier.exchange(b"rubbish\r\n\r\n"),
+        lambda: tier.connect(start_of_upload(1000) + PART).close(),
+        lambda: tier.connect(start_of_upload(1000)).close(),
+        lambda: tier.connect(b"POST").close(),
+    ]
+    for spoil in spoiled:
+        spoil()
+        assert tier.transcribe(wav(tone(0.5))).status_code == 200
+
+
+def test_a_connection_serves_many_requests(tier: RunningTier) -> None:
+    body = io.BytesIO(PART + wav() + b"\r\n--x--\r\n").getvalue()
+    request = start_of_upload(len(body)) + body
+    with tier.connect(request) as connection:
+        first = read_response(connection)[0]
+        connection.sendall(request)
+        assert (first, read_response(connection)[0]) == (200, 200)

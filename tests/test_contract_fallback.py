@@ -1,0 +1,221 @@
+"""What the primary makes of a fallback that fails, and when it asks again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from fakes import FALLBACK_KEY, FakeEngine, Reply, ScriptedFallback, answer_of_fallback
+from running import RunningTier, Tiers, primary_config
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.keys import Secrets
+from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.engine.protocol import Options
+from stt_cascade.record import Record
+from stt_cascade.upload import Upload
+
+Scripted = Callable[..., ScriptedFallback]
+
+
+def doubtful(
+    tiers: Tiers, fallback: RunningTier | ScriptedFallback | str, **settings: Any
+) -> RunningTier:
+    """A primary that needs its fallback for every clip."""
+    return tiers.primary(FakeEngine("hm"), fallback=fallback, **settings)
+
+
+def check_502(answer: httpx2.Response, cause: str) -> None:
+    assert answer.status_code == 502
+    error = answer.json()["error"]
+    assert error["type"] == answer.headers["X-Error-Type"] == "fallback_failed"
+    assert cause in answer.headers["X-Fallback-Error"]
+    assert cause in error["message"]
+    assert cause in answer.headers["X-Error-Message"]
+    assert answer.headers["X-Fallback-Used"] == "false"
+
+
+def test_a_fallback_that_is_down(tiers: Tiers, nobody: str) -> None:
+    primary = doubtful(tiers, nobody)
+    check_502(primary.transcribe(), "cannot be reached")
+    assert primary.metric("stt_fallback_total", result="failed") == 1
+    assert primary.metric("stt_fallback_total", result="used") == 0
+    exceptions = {"endpoint": "/v1/transcribe", "type": "fallback_failed"}
+    assert primary.metric("stt_requests_exceptions_total", **exceptions) == 1
+
+
+def test_a_fallback_with_an_error_of_its_own(tiers: Tiers) -> None:
+    fallback = tiers.fallback(FakeEngine(raises=RuntimeError("secret")))
+    answer = doubtful(tiers, fallback).transcribe()
+    check_502(answer, "500 internal")
+    assert "secret" not in answer.text
+    assert len(fallback.fake.heard) == 1
+
+
+def test_a_fallback_that_does_not_know_the_key(tiers: Tiers) -> None:
+    fallback = tiers.fallback(api_keys=(FALLBACK_KEY,))
+    answer = doubtful(tiers, fallback, fallback_api_key="another").transcribe()
+    check_502(answer, "401 unauthorized")
+    assert FALLBACK_KEY not in answer.text
+    assert "another" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(200, b"<html>It works!</html>"),
+        Reply(200, b""),
+        Reply(200, b'{"text": "only"}'),
+        Reply(200, b'{"text": '),
+        Reply(200, answer_of_fallback(confidence={"logprob": "high", "weakest": 1, "words": 1})),
+        Reply(200, b"\xff\xfe"),
+    ],
+    ids=["html", "empty", "half", "cut", "types", "bytes"],
+)
+def test_a_fallback_that_talks_rubbish(tiers: Tiers, scripted: Scripted, reply: Reply) -> None:
+    check_502(doubtful(tiers, scripted(reply)).transcribe(), "not of the agreed form")
+
+
+@pytest.mark.parametrize("status", [204, 302, 404, 413, 500, 502])
+def test_any_answer_but_200_is_a_failure(tiers: Tiers, scripted: Scripted, status: int) -> None:
+    fallback = scripted(Reply(status, b"", {"Location": "/elsewhere"}))
+    check_502(doubtful(tiers, fallback).transcribe(), str(status))
+    assert len(fallback.asked) == 1
+
+
+def test_an_answer_may_say_more_than_is_known_today(tiers: Tiers, scripted: Scripted) -> None:
+    fallback = scripted(Reply(200, answer_of_fallback("and more", novelty=[1, 2])))
+    answer = doubtful(tiers, fallback).transcribe()
+    assert (answer.status_code, answer.json()["text"]) == (200, "and more")
+
+
+def test_a_fallback_that_takes_too_long(tiers: Tiers) -> None:
+    fallback = tiers.fallback(FakeEngine(holds=threading.Event()))
+    answer = doubtful(tiers, fallback, fallback_timeout_s=0.2).transcribe()
+    check_502(answer, "did not answer in time")
+    assert float(answer.headers["X-Fallback-Infer-ms"]) >= 190
+
+
+def test_a_deadline_that_passes_while_the_fallback_works(tiers: Tiers) -> None:
+    fallback = tiers.fallback(FakeEngine(holds=threading.Event()))
+    answer = doubtful(tiers, fallback).transcribe(headers={"X-Deadline-Ms": "300"})
+    assert answer.status_code == 502
+    assert answer.json()["error"]["type"] == "fallback_failed"
+
+
+def test_the_fallback_may_not_take_longer_than_the_caller_waits(
+    tiers: Tiers, scripted: Scripted
+) -> None:
+    fallback = scripted()
+    primary = doubtful(tiers, fallback, fallback_timeout_s=2)
+    primary.transcribe(headers={"X-Deadline-Ms": "1000"})
+    primary.transcribe()
+    budgets = [int(asked.headers["x-deadline-ms"]) for asked in fallback.asked]
+    assert 0 < budgets[0] < 1000 < budgets[1] <= 2000
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_fallback_that_is_busy_is_asked_once_more(
+    tiers: Tiers, scripted: Scripted, status: int
+) -> None:
+    fallback = scripted(Reply(status, b"", {"Retry-After": "1"}), Reply())
+    answer = doubtful(tiers, fallback).transcribe()
+    assert answer.status_code == 200
+    assert len(fallback.asked) == 2
+    assert fallback.asked[0].parts == fallback.asked[1].parts
+    budgets = [int(asked.headers["x-deadline-ms"]) for asked in fallback.asked]
+    assert budgets[1] <= budgets[0] - 1000  # Retry-After was waited for
+    assert float(answer.headers["X-Fallback-Infer-ms"]) >= 1000  # retry included
+
+
+def test_a_fallback_that_stays_busy_is_asked_twice_and_no_more(
+    tiers: Tiers, scripted: Scripted
+) -> None:
+    fallback = scripted(Reply(503, b""))
+    check_502(doubtful(tiers, fallback).transcribe(), "503")
+    assert len(fallback.asked) == 2
+
+
+def test_a_wait_that_does_not_fit_is_not_waited_for(tiers: Tiers, scripted: Scripted) -> None:
+    fallback = scripted(Reply(503, b"", {"Retry-After": "10"}), Reply())
+    answer = doubtful(tiers, fallback).transcribe(headers={"X-Deadline-Ms": "10000"})
+    check_502(answer, "503")
+    assert len(fallback.asked) == 1
+
+
+@pytest.mark.parametrize("wait", ["99999999999", "-1", "soon", "1e9", "²"])
+def test_an_absurd_wait_is_not_believed(tiers: Tiers, scripted: Scripted, wait: str) -> None:
+    fallback = scripted(Reply(503, b"", {"Retry-After": wait}), Reply())
+    answer = doubtful(tiers, fallback).transcribe(headers={"X-Deadline-Ms": "10000"})
+    assert answer.status_code == 200
+    assert len(fallback.asked) == 2
+
+
+def test_a_broken_connection_is_not_tried_again(tiers: Tiers, scripted: Scripted) -> None:
+    fallback = scripted(Reply(cut=True), Reply())
+    check_502(doubtful(tiers, fallback).transcribe(), "broke off")
+    assert len(fallback.asked) == 1
+
+
+class Wire(httpx2.AsyncBaseTransport):
+    """Raises the errors it was given, one a call, then answers."""
+
+    def __init__(self, *errors: httpx2.HTTPError) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return httpx2.Response(200, json=answer_of_fallback())
+
+
+async def ask(wire: Wire, seconds: float = 5) -> str:
+    config = primary_config(fallback_url="http://fallback.test")
+    async with FallbackClient(config, Secrets(config), wire) as client:
+        upload = Upload(b"clip", raw_g722=False, options=Options())
+        return (await client.ask(upload, Record("id", "/", "t"), Deadline(seconds))).text
+
+
+@pytest.mark.parametrize(
+    "error", [httpx2.ConnectError("refused"), httpx2.ConnectTimeout("no answer")]
+)
+def test_a_connection_that_was_never_made_is_tried_again(error: httpx2.HTTPError) -> None:
+    wire = Wire(error)
+    assert asyncio.run(ask(wire)) == "from the fallback"
+    assert wire.calls == 2
+
+
+def test_a_connection_that_is_refused_twice_is_given_up() -> None:
+    wire = Wire(httpx2.ConnectError("refused"), httpx2.ConnectError("refused"))
+    with pytest.raises(FallbackError, match="cannot be reached"):
+        asyncio.run(ask(wire))
+    assert wire.calls == 2
+
+
+def test_no_second_try_without_time_for_it() -> None:
+    wire = Wire(httpx2.ConnectError("refused"))
+    with pytest.raises(FallbackError, match="cannot be reached"):
+        asyncio.run(ask(wire, seconds=0.05))
+    assert wire.calls == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx2.ReadError("reset"),
+        httpx2.WriteError("reset"),
+        httpx2.ReadTimeout("silence"),
+        httpx2.RemoteProtocolError("no answer"),
+    ],
+)
+def test_what_may_have_been_worked_on_is_not_sent_again(error: httpx2.HTTPError) -> None:
+    wire = Wire(error)
+    with pytest.raises(FallbackError, match="broke off"):
+        asyncio.run(ask(wire))
+    assert wire.calls == 1

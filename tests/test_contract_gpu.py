@@ -1,0 +1,107 @@
+"""GPU gauges: there with a GPU, absent without one, and gone when it is lost."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from fakes import FakeEngine
+from running import RunningTier, Tiers
+
+GPU = {"stt_gpu_utilization_pct", "stt_gpu_mem_used_mb", "stt_gpu_mem_total_mb"}
+
+
+def gauges(tier: RunningTier) -> set[str]:
+    return {name for name, _ in tier.samples() if name.startswith("stt_gpu_")}
+
+
+class FakeNvml(ModuleType):
+    """`pynvml`, as far as it is used."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *, there: bool = True) -> None:
+        super().__init__("pynvml")
+        self.there = there
+        self.index: int | None = None
+        self.open = 0
+
+    def nvmlInit(self) -> None:
+        if not self.there:
+            raise self.NVMLError("driver not loaded")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> object:
+        self.index = index
+        return self
+
+    def nvmlDeviceGetMemoryInfo(self, handle: object) -> Any:
+        if not self.there:
+            raise self.NVMLError("GPU is lost")
+        return SimpleNamespace(used=3 * 1024**3, total=24 * 1024**3)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: object) -> Any:
+        return SimpleNamespace(gpu=37, memory=12)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    return nvml
+
+
+def test_a_gpu_has_its_gauges(tiers: Tiers, nvml: FakeNvml) -> None:
+    tier = tiers.fallback(FakeEngine(device="cuda"), device="cuda", device_index=1)
+    assert nvml.index == 1
+    assert tier.metric("stt_gpu_utilization_pct") == 37
+    assert tier.metric("stt_gpu_mem_used_mb") == 3072
+    assert tier.metric("stt_gpu_mem_total_mb") == 24576
+    assert tier.get("/v1/metrics").json()["gpu"] == {
+        "utilization_pct": 37.0,
+        "mem_used_mb": 3072.0,
+        "mem_total_mb": 24576.0,
+    }
+    assert tier.get("/v1/health").json()["device"] == "cuda"
+    tiers.stop()
+    assert nvml.open == 0
+
+
+def test_a_lost_gpu_loses_its_gauges_and_says_so_once(tiers: Tiers, nvml: FakeNvml) -> None:
+    tier = tiers.fallback(device="cuda")
+    nvml.there = False
+    with capture_logs() as lines:
+        assert gauges(tier) == set()
+        assert gauges(tier) == set()
+        assert tier.get("/v1/metrics").json()["gpu"] is None
+    assert [line["log_level"] for line in lines if "GPU" in line["event"]] == ["warning"]
+    assert tier.transcribe().status_code == 200
+    nvml.there = True
+    assert gauges(tier) == GPU
+
+
+def test_without_a_driver_there_are_no_gpu_gauges(tiers: Tiers, nvml: FakeNvml) -> None:
+    nvml.there = False
+    tier = tiers.fallback(device="cuda")
+    assert gauges(tier) == set()
+    assert tier.get("/v1/metrics").json()["gpu"] is None
+
+
+def test_without_the_library_there_are_no_gpu_gauges(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gauges(tiers.fallback(device="cuda")) == set()
+
+
+def test_a_tier_on_the_cpu_asks_for_no_gpu(tiers: Tiers, nvml: FakeNvml) -> None:
+    assert gauges(tiers.fallback(device="cpu")) == set()
+    assert nvml.index is None

@@ -1,0 +1,205 @@
+"""Processes: how a tier starts, refuses to start, and stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from fakes import PATIENCE, FakeEngine
+from running import Tiers, env_file, fallback_config, until
+from tones import wav
+
+TESTS = Path(__file__).parent
+MODEL = {"DEVICE": "cpu", "VAD": "off"}
+
+
+class Process:
+    """A tier with a `fakes.main` engine in a process of its own."""
+
+    def __init__(self, tier: str, settings: Path) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with listener:
+            self.process = subprocess.Popen(
+                [sys.executable, TESTS / "fakes.py", tier, settings, str(listener.fileno())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        self._callers = ThreadPoolExecutor(8)
+        self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+        until(self._ready, "the process is ready")
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/v1/ready").status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def begin(self) -> Future[httpx2.Response]:
+        return self._callers.submit(
+            self.client.post, "/v1/transcribe", files={"audio": wav()}, data={"language": "en"}
+        )
+
+    def wait_for_an_inference(self) -> None:
+        assert self.process.stderr is not None
+        assert self.process.stderr.readline() == "inferring\n"
+
+    def let_go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def snapshot(self) -> dict[str, Any]:
+        snapshot: dict[str, Any] = self.client.get("/v1/metrics").json()
+        return snapshot
+
+    def close(self) -> None:
+        self.process.kill()
+        self._callers.shutdown()
+        self.client.close()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(**settings: object) -> Process:
+        file = env_file(tmp_path / "tier.env", CT2_MEDIUM_PATH="models/fake", **MODEL, **settings)
+        started.append(Process("fallback", file))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+def test_sigterm_finishes_what_has_begun_and_sends_home_who_waits(
+    start: Callable[..., Process],
+) -> None:
+    tier = start(MAX_CONCURRENCY=1)
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    queued = [tier.begin(), tier.begin()]
+    until(lambda: tier.snapshot()["queue_depth"] == 2, "two are queued")
+
+    tier.process.send_signal(signal.SIGTERM)
+
+    for one in queued:
+        answer = one.result(PATIENCE)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["type"] == answer.headers["X-Error-Type"] == "draining"
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert not begun.done()
+    tier.let_go()
+    assert begun.result(PATIENCE).status_code == 200
+    assert begun.result().json()["text"] == "one two three four"
+    # uvicorn ends by the signal that it got, once everything is done.
+    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+
+
+def test_a_stopping_tier_takes_nothing_new(start: Callable[..., Process]) -> None:
+    tier = start(MAX_CONCURRENCY=1)
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    queued = tier.begin()
+    until(lambda: tier.snapshot()["queue_depth"] == 1, "one is queued")
+    tier.process.send_signal(signal.SIGTERM)
+    assert queued.result(PATIENCE).status_code == 503
+
+    with pytest.raises(httpx2.ConnectError):
+        until(lambda: httpx2.get(tier.url, trust_env=False) is None, "the port is closed")
+
+    tier.let_go()
+    assert begun.result(PATIENCE).status_code == 200
+
+
+def test_an_idle_tier_ends_at_once(start: Callable[..., Process]) -> None:
+    tier = start()
+    tier.process.send_signal(signal.SIGTERM)
+    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+
+
+def uvicorn(app: str, settings: Path | None, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The specification's own way of running, to its end."""
+    environment = {"PATH": os.environ["PATH"]}
+    if settings is not None:
+        environment["CONFIG_PATH"] = str(settings)
+    return subprocess.run(
+        [sys.executable, "-m", "uvicorn", f"{app}:app", "--port", "0", "--workers", "1"],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_tier_without_its_model_ends_and_says_why(tmp_path: Path) -> None:
+    file = env_file(tmp_path / "fallback.env", CT2_MEDIUM_PATH=tmp_path / "missing", DEVICE="cpu")
+    ended = uvicorn("stt_fallback", file, tmp_path)
+    assert ended.returncode == 1
+    assert "model cannot be loaded" in ended.stderr
+    assert str(tmp_path / "missing") in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_tier_without_its_settings_ends_and_says_which(tmp_path: Path) -> None:
+    ended = uvicorn("stt_primary", None, tmp_path)
+    assert ended.returncode != 0
+    assert "stt_primary.env" in ended.stderr
+    assert "CONFIG_PATH" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_wrong_settings_end_the_start_with_a_line_for_each(tmp_path: Path) -> None:
+    file = env_file(tmp_path / "p.env", CT2_SMALL_PATH="m", DEVICE="tpu", MAX_CONCURENCY=2)
+    ended = uvicorn("stt_primary", file, tmp_path)
+    assert ended.returncode != 0
+    assert f"{file}:2: DEVICE=tpu" in ended.stderr
+    assert f"{file}:3: MAX_CONCURENCY" in ended.stderr
+    assert "FALLBACK_URL: missing" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_importing_the_apps_loads_no_model_and_opens_no_socket(tmp_path: Path) -> None:
+    file = env_file(
+        tmp_path / "p.env", CT2_SMALL_PATH=tmp_path / "missing", FALLBACK_URL="http://127.0.0.1:9"
+    )
+    code = (
+        "import sys\n"
+        "def watch(event, args):\n"
+        "    assert event not in ('socket.bind', 'socket.connect'), event\n"
+        "sys.addaudithook(watch)\n"
+        "import stt_primary\n"
+        "assert stt_primary.app.state.service.tier.engine is None\n"
+        "print('imported')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": os.environ["PATH"], "CONFIG_PATH": str(file)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "imported"), ended.stderr
+
+
+def test_stopping_during_the_load_does_not_wait_for_it(tiers: Tiers) -> None:
+    tier = tiers.run(fallback_config(), FakeEngine(loads=threading.Event()), wait=False)
+    tier.stop()
+    tier.wait_until_stopped()

@@ -1,0 +1,253 @@
+"""What `POST /v1/transcribe` takes: the parts of the form, and what is wrong with other ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from fakes import FakeEngine
+from running import TRANSCRIBE, RunningTier, Tiers
+from stt_cascade.engine.protocol import Options
+from tones import encoded, pitch, silence, tone, wav
+
+
+@pytest.fixture(scope="module")
+def tier(shared_tiers: Tiers) -> RunningTier:
+    return shared_tiers.fallback(FakeEngine("hello there"), model_name="big")
+
+
+def options(tier: RunningTier) -> Options:
+    """What the engine was asked for, last."""
+    return tier.fake.heard[-1][1]
+
+
+def refused(answer: httpx2.Response) -> str:
+    """The message of an `invalid_request`."""
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request")
+    return str(error["message"])
+
+
+def post(tier: RunningTier, *parts: tuple[str, Any]) -> httpx2.Response:
+    return tier.client.post(TRANSCRIBE, files=list(parts))
+
+
+def test_the_answer_is_the_promised_json(tier: RunningTier) -> None:
+    answer = tier.transcribe(wav(tone(2.5)), headers={"X-Req-Id": "mine-1"})
+    assert answer.headers["Content-Type"] == "application/json"
+    json = answer.json()
+    for name in ("queue_wait", "fallback_infer", "total"):
+        assert json["timings_ms"].pop(name) >= 0
+    assert json == {
+        "text": "hello there",
+        "language": "en",
+        "language_probability": 0.98,
+        "duration": 2.5,
+        "speech_duration": 2.5,
+        "model": "big",
+        "confidence": {"logprob": 0.9, "weakest": 0.8, "words": 2},
+        "routing": {
+            "tier": "fallback",
+            "fallback_used": False,
+            "reason": "accepted",
+            "below": [],
+            "degraded": False,
+        },
+        "segments": [
+            {
+                "start": 0.0,
+                "end": 2.5,
+                "text": "hello there",
+                "avg_logprob": -0.1,
+                "no_speech_prob": 0.01,
+                "words": [],
+            }
+        ],
+        "timings_ms": {"primary_infer": None},
+        "request_id": "mine-1",
+    }
+
+
+def test_only_the_clip_is_needed(tier: RunningTier) -> None:
+    assert tier.transcribe().status_code == 200
+    assert options(tier) == Options(
+        language=None, prompt=None, timestamps="none", task="transcribe"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("de", "de"),
+        ("DE", "de"),
+        (" de ", "de"),
+        ("pt-BR", "pt"),
+        ("pt_br", "pt"),
+        ("", None),
+        ("auto", None),
+        ("AUTO", None),
+    ],
+)
+def test_a_language_is_a_code_in_any_case_or_nothing(
+    tier: RunningTier, given: str, meant: str | None
+) -> None:
+    answer = tier.transcribe(language=given)
+    assert answer.status_code == 200
+    assert options(tier).language == meant
+    assert answer.json()["language"] == (meant or "en")
+
+
+def test_the_probability_of_a_forced_language_is_null(tier: RunningTier) -> None:
+    assert tier.transcribe(language="de").json()["language_probability"] is None
+
+
+@pytest.mark.parametrize("code", ["xx", "english", "e", "12", "ein", "🦆"])
+def test_a_language_that_whisper_has_no_code_for_is_named(tier: RunningTier, code: str) -> None:
+    message = refused(tier.transcribe(language=code))
+    assert "language" in message
+    assert repr(code) in message
+
+
+def test_a_language_that_the_fallbacks_model_lacks_is_named(tier: RunningTier) -> None:
+    assert "'ja'" in refused(tier.transcribe(language="ja"))
+
+
+def test_the_clip_may_be_called_file(tier: RunningTier) -> None:
+    answer = post(tier, ("file", ("clip.wav", wav(tone(1.5)), "audio/wav")))
+    assert answer.status_code == 200
+    assert answer.json()["duration"] == 1.5
+
+
+def test_a_clip_needs_neither_name_nor_type(tier: RunningTier) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\n' + wav() + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert tier.client.post(TRANSCRIBE, content=body, headers=kind).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("clip.G722", "audio/wav"), ("clip", "audio/G722")], ids=["name", "type"]
+)
+def test_raw_g722_is_known_by_its_name_or_type_alone(
+    tier: RunningTier, name: str, kind: str
+) -> None:
+    answer = tier.transcribe(encoded("g722", hertz=600), name=name, kind=kind)
+    assert answer.status_code == 200
+    assert answer.json()["duration"] == 1.0
+    assert pitch(tier.fake.heard[-1][0].samples) == pytest.approx(600, abs=2)
+
+
+def test_a_name_decides_nothing_else(tier: RunningTier) -> None:
+    assert tier.transcribe(wav(), name="clip.mp3", kind="audio/mpeg").status_code == 200
+
+
+def test_the_prompt_reaches_the_engine(tier: RunningTier) -> None:
+    tier.transcribe(prompt="Kubernetes, Grüße")
+    assert options(tier).prompt == "Kubernetes, Grüße"
+
+
+@pytest.mark.parametrize("value", ["none", "segment", "word", ""])
+def test_timestamps_may_be_asked_for(tier: RunningTier, value: str) -> None:
+    assert tier.transcribe(timestamps=value).status_code == 200
+    assert options(tier).timestamps == (value or "none")
+
+
+@pytest.mark.parametrize("value", ["transcribe", "translate", ""])
+def test_a_task_may_be_asked_for(tier: RunningTier, value: str) -> None:
+    assert tier.transcribe(task=value).status_code == 200
+    assert options(tier).task == (value or "transcribe")
+
+
+@pytest.mark.parametrize("field", ["timestamps", "task"])
+def test_another_choice_is_named_with_what_is_allowed(tier: RunningTier, field: str) -> None:
+    given: dict[str, Any] = {field: "sometimes"}
+    message = refused(tier.transcribe(**given))
+    allowed = {"timestamps": "none, segment, word", "task": "transcribe, translate"}[field]
+    assert field in message
+    assert allowed in message
+    assert "'sometimes'" in message
+
+
+def test_an_unknown_field_is_named_with_what_is_allowed(tier: RunningTier) -> None:
+    message = refused(tier.transcribe(temperature="0.5"))
+    assert "'temperature'" in message
+    assert "audio, language, prompt, timestamps, task" in message
+
+
+@pytest.mark.parametrize("names", [("audio", "audio"), ("audio", "file"), ("file", "file")])
+def test_two_clips_are_refused(tier: RunningTier, names: tuple[str, str]) -> None:
+    parts = [(name, ("clip.wav", wav(), "audio/wav")) for name in names]
+    message = refused(post(tier, *parts))
+    assert "'audio'" in message
+    assert "twice" in message
+
+
+def test_two_languages_are_refused(tier: RunningTier) -> None:
+    audio = ("audio", ("clip.wav", wav(), "audio/wav"))
+    message = refused(post(tier, audio, ("language", (None, "de")), ("language", (None, "en"))))
+    assert "'language'" in message
+
+
+def test_a_form_without_a_clip_is_refused(tier: RunningTier) -> None:
+    assert "`audio`" in refused(post(tier, ("language", (None, "de"))))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "multipart/mixed; boundary=x",
+        "",
+    ],
+)
+def test_a_body_of_another_type_is_refused(tier: RunningTier, kind: str) -> None:
+    answer = tier.client.post(TRANSCRIBE, content=b"{}", headers={"Content-Type": kind})
+    assert "multipart/form-data" in refused(answer)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"nothing of the kind",
+        b"--x\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\nRIFF',
+        b"--x\r\nContent-Disposition: attachment\r\n\r\nRIFF\r\n--x--\r\n",
+        b"--x\r\nno header at all\r\n\r\nRIFF\r\n--x--\r\n",
+    ],
+    ids=["empty", "text", "stub", "cut", "nameless", "headless"],
+)
+def test_a_broken_form_is_refused(tier: RunningTier, body: bytes) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert refused(tier.client.post(TRANSCRIBE, content=body, headers=kind))
+
+
+def test_a_form_of_countless_parts_is_refused(tier: RunningTier) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="%d"\r\n\r\n\r\n'
+    body = b"".join(part % number for number in range(1000)) + b"--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert refused(tier.client.post(TRANSCRIBE, content=body, headers=kind))
+
+
+def test_a_prompt_that_is_no_utf8_is_named(tier: RunningTier) -> None:
+    audio = ("audio", ("clip.wav", wav(), "audio/wav"))
+    assert "prompt" in refused(post(tier, audio, ("prompt", (None, b"\xff\xfe"))))
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "", "²", "9" * 13])
+def test_a_deadline_that_is_no_number_is_named(tier: RunningTier, value: str) -> None:
+    head = f"POST {TRANSCRIBE} HTTP/1.1\r\nHost: t\r\nX-Deadline-Ms: {value}\r\n"
+    status, headers, _ = tier.exchange(head.encode() + b"Content-Length: 0\r\n\r\n")
+    assert (status, headers["x-error-type"]) == (400, "invalid_request")
+    assert "X-Deadline-Ms" in headers["x-error-message"]
+
+
+@pytest.mark.parametrize("audio", [b"", b"no audio", wav(silence(0.05))])
+def test_a_clip_that_is_none_says_why(tier: RunningTier, audio: bytes) -> None:
+    answer = tier.transcribe(audio)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_audio")
+    assert len(error["message"]) > 20

@@ -1,0 +1,536 @@
+"""The documentation names what there is: all of it, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import hashlib
+import inspect
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx2
+import pytest
+import typer
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from starlette.types import Message, Receive, Scope, Send
+from structlog.testing import capture_logs
+
+import stt_sdk
+from fakes import FakeEngine
+from running import until
+from stt_cascade.answer import Answer, ErrorAnswer, Reason
+from stt_cascade.cli.app import app as stt
+from stt_cascade.config import (
+    ConfigError,
+    FallbackConfig,
+    PrimaryConfig,
+    allowed,
+    fields,
+    load,
+)
+from stt_cascade.errors import MethodNotAllowed, Overloaded, Refusal, Unauthorized
+from stt_cascade.http.app import create_app
+from stt_cascade.http.auth import PUBLIC
+from stt_cascade.http.envelope import EXPOSED_HEADERS, Envelope, record_of
+from stt_cascade.http.service import Service
+from stt_cascade.http.upload import AUDIO_FIELDS, TEXT_FIELDS
+from stt_cascade.record import Record
+from stt_cascade.telemetry.gpu import Gpu, Reading
+from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
+
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+PAGES = sorted(
+    page for pattern in ("*.md", "docs/**/*.md", "samples/**/*.md") for page in ROOT.glob(pattern)
+)
+# Names that look like settings, and belong to the environment of a shell.
+ENVIRONMENT = {
+    *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
+    *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
+}
+# What a request may say besides the headers that the OpenAPI document describes.
+REQUEST_HEADERS = {"Authorization", "X-Req-Id", "traceparent"}
+# A request part that an example gets wrong on purpose.
+WRONG_PART = "lang"
+
+
+# Reading the pages
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path | str, language: str) -> list[str]:
+    """The fenced blocks of that language."""
+    fenced = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fenced, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def codes(text: str) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def rows(page: str, under: str) -> list[list[str]]:
+    """The cells of the first table under a heading, its header left out."""
+    _, heading, rest = f"\n{prose(ROOT / page)}".partition(f"\n{under}\n")
+    assert heading, f"{page} has no heading {under!r}"
+    lines = rest[rest.index("\n|") :].strip().splitlines()
+    table = lines[: next((n for n, line in enumerate(lines) if line[:1] != "|"), len(lines))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def named(page: str, under: str) -> list[str]:
+    """What the first cells of that table name, in order."""
+    return [code for row in rows(page, under) for code in codes(row[0])]
+
+
+def shell_lines() -> list[str]:
+    """Every command that a page tells to type, continuation lines joined."""
+    return [
+        line.removeprefix("$ ")
+        for page in PAGES
+        for text in blocks(page, "console")
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+def mentions() -> Iterator[tuple[str, str]]:
+    """Everything between backticks, with the page where it stands."""
+    for page in PAGES:
+        yield from ((page.name, code) for code in codes(prose(page)))
+
+
+# Settings
+
+
+def settings_rows() -> list[list[str]]:
+    headings = re.findall(r"^### .+$", prose(ROOT / "docs/settings.md"), re.MULTILINE)
+    return [row for heading in headings for row in rows("docs/settings.md", heading)]
+
+
+def shown_default(field: FieldInfo | None) -> str:
+    if field is None:
+        return "n/a"
+    if field.is_required():
+        return "required"
+    if field.default is None or field.default == ():
+        return "derived" if "default" in (field.description or "") else "none"
+    if isinstance(field.default, bool):
+        return "`on`" if field.default else "`off`"
+    return f"`{field.default}`"
+
+
+def test_every_setting_has_a_row_with_its_defaults_and_what_is_allowed() -> None:
+    primary, fallback = fields(PrimaryConfig), fields(FallbackConfig)
+    expected = {
+        (
+            f"`{name}`",
+            shown_default(primary.get(name)),
+            shown_default(fallback.get(name)),
+            allowed(field),
+        )
+        for name, field in [*primary.items(), *fallback.items()]
+    }
+    assert {tuple(row[:4]) for row in settings_rows()} == expected
+    assert len(settings_rows()) == len(expected)
+
+
+def test_the_documented_mistakes_are_reported_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.env").write_text(blocks("docs/settings.md", "ini")[0])
+    with pytest.raises(ConfigError) as caught:
+        load(PrimaryConfig, Path("wrong.env"))
+    assert str(caught.value) == blocks("docs/settings.md", "text")[0].strip()
+
+
+def test_the_documented_command_gives_the_id_of_a_key() -> None:
+    command, key_id = blocks("docs/settings.md", "console")[0].splitlines()
+    key = command.split()[3]
+    assert hashlib.sha256(key.encode()).hexdigest()[:8] == key_id
+
+
+# The HTTP interface
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """A primary on a machine with a GPU, as far as it can tell."""
+
+    class FakeGpu:
+        def read(self) -> Reading:
+            return Reading(1.0, 2.0, 3.0)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(Gpu, "open", lambda index: FakeGpu())
+    config = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env")
+    return create_app(config.model_copy(update={"device": "auto", "vad": False}), FakeEngine())
+
+
+def service_of(app: FastAPI) -> Service:
+    service: Service = app.state.service
+    return service
+
+
+def endpoints(app: FastAPI) -> set[str]:
+    described = {
+        f"{method.upper()} {path}"
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+        if method != "head"
+    }
+    return described | {f"GET {app.openapi_url}"}
+
+
+def test_every_endpoint_has_a_row_that_says_whether_it_needs_a_key(app: FastAPI) -> None:
+    found = {codes(row[0])[0]: row[1] for row in rows("docs/api.md", "## Endpoints")}
+    assert found == {
+        endpoint: "no" if endpoint.split()[1] in PUBLIC else "yes" for endpoint in endpoints(app)
+    }
+
+
+def test_every_request_part_has_a_row() -> None:
+    assert named("docs/api.md", "### Request parts")[: len(AUDIO_FIELDS)] == list(AUDIO_FIELDS)
+    assert set(named("docs/api.md", "### Request parts")) == {*AUDIO_FIELDS, *TEXT_FIELDS}
+
+
+def flattened(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kinds: list[Any] = [field.annotation, *get_args(field.annotation)]
+        parts = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel)]
+        if parts:
+            listed = "" if parts[0] is field.annotation else "[]"
+            yield from flattened(parts[0], f"{prefix}{name}{listed}.")
+        else:
+            yield prefix + name
+
+
+def test_every_field_of_an_answer_has_a_row() -> None:
+    assert named("docs/api.md", "### The answer") == list(flattened(Answer))
+
+
+def test_every_reason_has_a_row() -> None:
+    assert named("docs/api.md", "### Reasons") == list(get_args(Reason))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_documented_answers_are_of_the_agreed_form(page: str) -> None:
+    models = [ErrorAnswer if '"error"' in text else Answer for text in blocks(page, "json")]
+    assert Answer in models
+    for model, text in zip(models, blocks(page, "json"), strict=True):
+        assert model.model_validate_json(text, extra="forbid")
+
+
+def refused(refusal: Refusal) -> tuple[set[str], set[str]]:
+    """Names of the headers and of the log line's fields, if all is known of a request."""
+    known = {"str": "x", "float": 1.0, "bool": True, "tuple[str, ...]": ("weakest",)}
+    sent: list[Message] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        for field in dataclasses.fields(Record):
+            if getattr(record_of(scope), field.name) in (None, False):
+                setattr(record_of(scope), field.name, known[str(field.type).split(" |")[0]])
+        raise refusal
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": TRANSCRIBE,
+        "headers": [],
+        "client": None,
+    }
+    envelope = Envelope(inner, tier="primary", metrics=Metrics(10), log_text=True)
+    with capture_logs() as lines:
+        asyncio.run(envelope(scope, receive, send))
+    return {name.decode() for name, _ in sent[0]["headers"]}, set(lines[0])
+
+
+def test_every_header_has_a_row(app: FastAPI) -> None:
+    found: set[str] = set()
+    for refusal in (
+        Overloaded("full", retry_after=1),
+        MethodNotAllowed("POST only", allow="POST"),
+        Unauthorized("no key"),
+    ):
+        found |= refused(refusal)[0]
+    found |= {name.lower() for name in EXPOSED_HEADERS}
+    documented = named("docs/api.md", "## Response headers")
+    assert {name.lower() for name in documented} == found - {"content-length", "content-type"}
+    parameters = app.openapi()["paths"][TRANSCRIBE]["post"]["parameters"]
+    described = {each["name"] for each in parameters}
+    assert set(named("docs/api.md", "### Request headers")) == REQUEST_HEADERS | described
+
+
+def test_every_field_of_the_log_line_has_a_row() -> None:
+    fields = refused(Overloaded("full"))[1] - {"event", "log_level"}
+    documented = named("docs/api.md", "## Logs")
+    assert documented[:4] == ["timestamp", "level", "logger", "message"]
+    assert set(documented[4:]) == fields
+
+
+def test_every_error_type_has_a_row_with_its_status() -> None:
+    documented = [(row[0], row[1]) for row in rows("docs/api.md", "## Errors")]
+    assert sorted(documented) == sorted(
+        (str(kind.status), f"`{kind.type}`") for kind in Refusal.__subclasses__()
+    )
+
+
+def test_every_field_of_the_snapshot_has_a_row(app: FastAPI) -> None:
+    service = service_of(app)
+    assert named("docs/api.md", "## The snapshot")[: len(service.health())] == list(
+        service.health()
+    )
+    documented = [c for row in rows("docs/api.md", "## The snapshot") for c in codes(row[0])]
+    assert documented == list(service.snapshot())
+    counts = next(row[1] for row in rows("docs/api.md", "## The snapshot") if "`counts`" in row)
+    assert codes(counts) == list(service.metrics.counts())
+
+
+def test_every_metric_has_a_row_with_its_type_labels_and_values(app: FastAPI) -> None:
+    service = service_of(app)
+
+    async def collected() -> list[Any]:
+        async with service.lifespan():
+            await asyncio.to_thread(until, lambda: service.state == "ready", "the tier is ready")
+            return list(service.metrics.registry.collect())
+
+    families = asyncio.run(collected())
+    documented = {codes(row[0])[0]: row for row in rows("docs/api.md", "## Prometheus metrics")}
+    expected = {}
+    for family in families:
+        labels = [s.labels for s in family.samples if "le" not in s.labels]
+        name = family.name + ("_total" if family.type == "counter" else "")
+        expected[name] = (family.type, list(labels[0]))
+        if len(labels[0]) == 1:  # the values are a closed set, and all of them are named
+            assert set(codes(documented[name][3])) == {v for each in labels for v in each.values()}
+    assert {name: (row[1], codes(row[2])) for name, row in documented.items()} == expected
+
+
+# What is typed into a shell
+
+
+def commands() -> dict[str, Any]:
+    """The commands and groups of `stt`, by the words that call them."""
+    found: dict[str, Any] = {}
+
+    def walk(words: str, command: Any) -> None:
+        found[words] = command
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(f"{words} {name}", inner)
+
+    walk("stt", typer.main.get_command(stt))
+    return found
+
+
+def test_every_command_has_a_row() -> None:
+    calls = named("README.md", "## The `stt` command")
+    assert sorted(re.sub(r"( [A-Z.]+)+$", "", call) for call in calls) == sorted(
+        words for words, command in commands().items() if not hasattr(command, "commands")
+    )
+
+
+def test_every_documented_call_of_a_command_is_possible() -> None:
+    known = commands()
+    calls = [line for line in shell_lines() if line.startswith("stt ")]
+    calls += [code for _, code in mentions() if code.startswith("stt ")]
+    assert calls
+    for call in calls:
+        words = shlex.split(call)
+        depth = max(n for n in range(1, len(words) + 1) if " ".join(words[:n]) in known)
+        command = known[" ".join(words[:depth])]
+        assert depth > 1, call
+        if hasattr(command, "commands"):
+            assert depth == len(words), call
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words[depth:] if word.startswith("--")} <= options, call
+
+
+def test_every_make_target_has_a_row_and_no_other_is_named() -> None:
+    targets = re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {f"make {target}" for target in targets} == set(
+        named("CONTRIBUTING.md", "## The targets")
+    )
+    called = {code for _, code in mentions() if code.startswith("make ")}
+    called |= {line for line in shell_lines() if line.startswith("make ")}
+    assert {call.split()[1] for call in called} <= set(targets)
+
+
+def test_the_documented_tiers_start_from_files_that_are_there() -> None:
+    found = [re.match(r"CONFIG_PATH=(\S+) uvicorn (\w+):app ", line) for line in shell_lines()]
+    started = [(match[1], match[2]) for match in found if match]
+    assert {module for _, module in started} == {"stt_primary", "stt_fallback"}
+    for path, module in started:
+        assert load(PrimaryConfig if module == "stt_primary" else FallbackConfig, ROOT / path)
+        assert (SRC / f"{module}.py").is_file()
+
+
+def test_the_documented_requests_are_possible(app: FastAPI) -> None:
+    lines = [line for line in shell_lines() if line.startswith("curl ")]
+    assert any("samples/" in line for line in lines)
+    keys = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env").api_keys
+    for line in lines:
+        words = shlex.split(line)
+        given = [words[n + 1] for n, word in enumerate(words) if word == "-F"]
+        url = next(word for word in words if word.startswith("http://127.0.0.1:8081/"))
+        path = url.removeprefix("http://127.0.0.1:8081")
+        assert f"{'POST' if given else 'GET'} {path}" in endpoints(app), line
+        for part in given:
+            name, _, value = part.partition("=")
+            assert name in (*AUDIO_FIELDS, *TEXT_FIELDS, WRONG_PART), line
+            # A bare name is a clip of the reader's.
+            assert value[:1] != "@" or "/" not in value or (ROOT / value[1:]).is_file(), line
+        for key in re.findall(r"Bearer (\S+?)'", line):
+            assert key in [known.get_secret_value() for known in keys], line
+
+
+# The client
+
+
+def test_the_tree_of_errors_is_the_clients() -> None:
+    (tree,) = blocks("docs/sdk.md", "text")
+    assert tree.strip() in (inspect.getdoc(stt_sdk._errors) or "")
+    path: list[type] = []
+    seen = set()
+    for line in tree.splitlines():
+        indent, name, status, type_, retryable = re.fullmatch(  # type: ignore[union-attr]
+            r"([│├└─ ]*)(\w+) *(?:(\d{3}) (\w+))? *(retryable)?.*", line
+        ).groups()
+        kind = getattr(stt_sdk, name)
+        path[len(indent) // 4 :] = [kind]
+        assert kind.__bases__[0] is (path[-2] if len(path) > 1 else Exception)
+        assert kind.retryable is bool(retryable)
+        assert getattr(kind, "type", "") == (type_ or "")
+        if type_:
+            statuses = {each.type: str(each.status) for each in Refusal.__subclasses__()}
+            assert statuses[type_] == status
+        seen.add(name)
+    public = {name: getattr(stt_sdk, name) for name in stt_sdk.__all__}
+    assert seen == {
+        name
+        for name, kind in public.items()
+        if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
+
+
+def signature(name: str, function: Any) -> str:
+    parameters = list(inspect.signature(function).parameters.values())
+    shown = [
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in parameters
+        if p.name != "self"
+    ]
+    return f"{name}({', '.join(shown)})".replace("'", '"')
+
+
+def test_every_method_of_the_client_is_there_with_its_signature() -> None:
+    client = stt_sdk.STTClient
+    methods = {n: m for n, m in vars(client).items() if inspect.isfunction(m) and n[0] != "_"}
+    assert named("docs/sdk.md", "# The client") == [signature(n, m) for n, m in methods.items()]
+    assert signature("STTClient", client) in codes(prose(ROOT / "docs/sdk.md"))
+
+
+def test_the_example_of_the_client_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = blocks("docs/api.md", "json")[0]
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=text))
+    client = functools.partial(stt_sdk.STTClient, transport=transport)
+    monkeypatch.setattr(stt_sdk, "STTClient", client)
+    monkeypatch.chdir(tmp_path)
+    Path("clip.wav").write_bytes(b"RIFF")
+    Path("example.py").write_text(blocks("docs/sdk.md", "python")[0])
+    runpy.run_path("example.py")
+    expected = Answer.model_validate_json(text)
+    assert capsys.readouterr().out == f"{expected.text} by {expected.routing.tier}\n"
+
+
+# Names and links anywhere in the pages
+
+
+def test_no_page_names_what_does_not_exist(app: FastAPI) -> None:
+    settings = {*fields(PrimaryConfig), *fields(FallbackConfig)}
+    headers = {*named("docs/api.md", "## Response headers"), "X-Deadline-Ms"}
+    metrics = set(named("docs/api.md", "## Prometheus metrics"))
+    modules = {path.stem for path in SRC.iterdir()}
+    paths = {endpoint.split()[1] for endpoint in endpoints(app)}
+    for page, code in mentions():
+        where = f"{page}: {code}"
+        if match := re.fullmatch(r"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)(?:=.*)?", code):
+            assert match[1] in settings | ENVIRONMENT, where
+        elif match := re.fullmatch(r"(X-[\w-]+)(?:: .*)?", code):
+            assert match[1] in headers, where
+        elif match := re.fullmatch(r"(stt_\w+)(?:\{.*\}|:app|/)?", code):
+            assert match[1] in metrics | modules, where
+        elif match := re.fullmatch(r"(?:GET |POST )?(/(?:v1/)?\w+(?:\.json)?)", code):
+            assert match[1] in paths, where
+        elif re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/|\.py|\.md)", code):
+            assert any((base / code).exists() for base in (ROOT, SRC, SRC / "stt_cascade")), where
+
+
+def test_every_room_has_a_row() -> None:
+    rooms = {
+        path.name + "/" * path.is_dir()
+        for path in (SRC / "stt_cascade").iterdir()
+        if not path.name.startswith("__")
+    }
+    assert set(named("docs/architecture.md", "## The rooms")) == rooms
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = [
+        (page, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))
+        if not link.startswith(("http://", "https://"))
+    ]
+    assert links
+    for page, link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    pages = [page.relative_to(ROOT) for page in PAGES if page.parent in (ROOT, ROOT / "docs")]
+    assert [str(page) for page in pages if f"]({page})" not in text] == ["README.md"]
+
+
+def test_every_page_that_the_code_refers_to_has_that_heading() -> None:
+    found = [
+        (path, *reference)
+        for path in [*SRC.rglob("*.py"), *(ROOT / "configs").rglob("*.env")]
+        for reference in re.findall(r'(docs/[\w/-]+\.md)(?:, "([^"]+)")?', path.read_text())
+    ]
+    assert found
+    for path, page, heading in found:
+        assert (ROOT / page).is_file(), path
+        assert not heading or f"# {heading}\n" in (ROOT / page).read_text(), path
