@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import settings
 
 from fakes import Reply, ScriptedFallback
 from running import Tiers, running_tiers
+from stt_cascade.engine.whisper import WhisperEngine
 
 ROOT = Path(__file__).parent.parent
 SPEECH = ROOT.parent / "shared" / "speech"
@@ -61,3 +64,53 @@ def nobody() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def model(name: str) -> Path:
+    """The folder of real weights; skips where they are missing."""
+    folder = ROOT / "models" / f"whisper-{name}-ct2"
+    if not (folder / "model.bin").is_file():
+        pytest.skip(f"no weights in {folder}: stt models pull {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base() -> WhisperEngine:
+    """Whisper base as the CPU pair's primary runs it."""
+    return WhisperEngine(model("base"), compute_type="int8", cpu_threads=2)
+
+
+@pytest.fixture(scope="session")
+def base_with_a_beam() -> WhisperEngine:
+    """Whisper base as the CPU pair's fallback runs it."""
+    return WhisperEngine(model("base"), compute_type="float32", cpu_threads=2, beam_size=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> WhisperEngine:
+    return WhisperEngine(model("tiny.en"), compute_type="int8", cpu_threads=2)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip of the labelled speech beside the repository."""
+
+    file: Path
+    text: str
+    language: str
+
+    @property
+    def audio(self) -> bytes:
+        return self.file.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def speech() -> dict[str, Utterance]:
+    """Labelled real speech by file name; skips where it is missing."""
+    if not (SPEECH / "manifest.jsonl").is_file():
+        pytest.skip(f"no labelled speech in {SPEECH}")
+    rows = [json.loads(line) for line in (SPEECH / "manifest.jsonl").read_text().splitlines()]
+    return {
+        Path(row["file"]).stem: Utterance(SPEECH / row["file"], row["text"], row["language"])
+        for row in rows
+    }

@@ -37,7 +37,7 @@ def until(true: Callable[[], bool], what: str) -> None:
 class RunningTier:
     """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own."""
 
-    def __init__(self, config: TierConfig, engine: Engine) -> None:
+    def __init__(self, config: TierConfig, engine: Engine | None) -> None:
         self.config = config
         self.engine = engine
         self.app = create_app(config, engine)
@@ -157,6 +157,13 @@ class Tiers:
         self._running.append(tier)
         if wait:
             tier.wait_until_ready()
+        return tier
+
+    def run_real(self, config: TierConfig) -> RunningTier:
+        """With the engine that the settings name."""
+        tier = RunningTier(config, None)
+        self._running.append(tier)
+        tier.wait_until_ready()
         return tier
 
     def fallback(self, engine: Engine | None = None, **settings: Any) -> RunningTier:

@@ -7,6 +7,7 @@ import random
 import struct
 import wave
 
+import av
 import numpy as np
 import pytest
 
@@ -116,6 +117,14 @@ def test_a_streamed_wav_does_not_know_its_size(size: int) -> None:
     assert seconds(decoded(bytes(file))) == pytest.approx(2.0, abs=0.01)
 
 
+def test_tags_in_any_encoding_do_not_matter() -> None:
+    artist = "Müller".encode("latin-1")
+    tags = b"INFOIART" + struct.pack("<I", len(artist)) + artist
+    file = wav(tone(1.0))
+    file = file[:36] + b"LIST" + struct.pack("<I", len(tags)) + tags + file[36:]
+    assert seconds(decoded(file)) == 1.0
+
+
 def test_floats_beyond_the_scale_are_no_numbers_no_more() -> None:
     values = np.tile(np.array([np.nan, np.inf, -np.inf, 0.25], "<f4"), SAMPLE_RATE // 4)
     head = struct.pack(
@@ -169,22 +178,19 @@ def test_what_is_no_audio_is_refused_with_what_is_allowed(name: str) -> None:
     assert "wav, flac, mp3" in message
 
 
+MAGICS = [b"RIFF\xff\xff\xff\xffWAVE", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"\x00\x00\x00\x20ftyp"]
+
+
 @pytest.mark.parametrize("name", ["ffconcat", "m3u8", "sdp", "png"])
-@pytest.mark.parametrize("magic", [b"RIFF\xff\xff\xff\xffWAVE", b"OggS", b"fLaC", b"ID3", b".snd"])
+@pytest.mark.parametrize(
+    "magic",
+    [b"RIFF\xff\xff\xff\xffWAVE", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"\x00\x00\x00\x20ftyp"],
+)
 def test_a_disguise_does_not_help(name: str, magic: bytes) -> None:
     assert reason(magic + NO_AUDIO[name])
 
 
-def test_a_matroska_file_that_names_others_opens_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demuxer reads from memory and has no way to open anything."""
-    playlist = NO_AUDIO["m3u8"]
-    assert reason(b"\x1aE\xdf\xa3" + playlist)
-    assert reason(b"\x00\x00\x00\x20ftyp" + playlist)
-
-
 def test_a_video_without_sound_says_so() -> None:
-    import av
-
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("mpeg4", rate=5)

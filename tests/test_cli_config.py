@@ -47,11 +47,10 @@ def test_what_differs_from_the_default_is_marked_and_shown_beside_it(tmp_path: P
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
-    path = env(tmp_path, PRIMARY + "API_KEYS=first-secret,second-secret\nFALLBACK_API_KEY=third\n")
+    path = env(tmp_path, PRIMARY + "API_KEYS=hush-one,hush-two\nFALLBACK_API_KEY=hush-three\n")
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 0
-    assert "secret" not in result.output
-    assert "third" not in result.output
+    assert "hush" not in result.output
     assert row(result.output, "API_KEYS")[:2] == ["*", "API_KEYS"]
 
 

@@ -27,6 +27,7 @@ import stt_sdk
 from fakes import FakeEngine
 from running import until
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
+from stt_cascade.cascade.decision import GATES
 from stt_cascade.cli.app import app as stt
 from stt_cascade.config import (
     ConfigError,
@@ -495,6 +496,10 @@ def test_every_room_has_a_row() -> None:
         if not path.name.startswith("__")
     }
     assert set(named("docs/architecture.md", "## The rooms")) == rooms
+
+
+def test_every_gate_has_a_row() -> None:
+    assert named("docs/architecture.md", "## The decision") == list(GATES)
 
 
 def anchors(page: Path) -> set[str]:

@@ -1,1 +1,8 @@
 """Self-hosted speech-to-text in two tiers: the services behind `stt_primary` and `stt_fallback`."""
+
+import os
+
+# OpenMP's threads wait for their next piece of work by spinning. Beside another busy process (the
+# other tier on the same box) they spin away the very cores that the work needs. The library reads
+# this once, when it is loaded, which is after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

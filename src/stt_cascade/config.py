@@ -238,6 +238,8 @@ def load(model: type[Config], path: Path | None = None) -> Config:
             mistakes.append((line, f"{binding.key}: no value; write {binding.key}=value"))
         elif binding.key in lines:
             mistakes.append((line, f"{binding.key}: already set in line {lines[binding.key]}"))
+        elif binding.key not in fields(model):
+            mistakes.append((line, _unknown(model, binding.key)))
         else:
             lines[binding.key] = line
             if binding.value.strip():  # KEY= leaves the default in force
@@ -268,12 +270,15 @@ def fields(model: type[TierConfig]) -> dict[str, FieldInfo]:
     }
 
 
+def _unknown(model: type[TierConfig], key: str) -> str:
+    known = fields(model)
+    near = difflib.get_close_matches(key.upper(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"allowed are: {', '.join(sorted(known))}"
+    return f"{key}: no such setting of the {model.tier}; {hint}"
+
+
 def _mistake(model: type[TierConfig], key: str, problem: Any, values: dict[str, str]) -> str:
     known = fields(model)
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key.upper(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are: {', '.join(sorted(known))}"
-        return f"{key}: no such setting of the {model.tier}; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; it must be {allowed(known[key])}"
     value = "(hidden)" if "SecretStr" in str(known[key].annotation) else values.get(key, "")

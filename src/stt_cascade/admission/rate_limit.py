@@ -15,8 +15,8 @@ MAX_BUCKETS = 10_000
 class RateLimiter:
     """Lets each caller make `burst` requests at once and `rate` a second after that.
 
-    Holds at most `MAX_BUCKETS` buckets. Only full ones are forgotten, which changes nothing for
-    their callers; where none is full, a new caller shares one bucket with all other new callers.
+    Holds at most `MAX_BUCKETS` buckets and one more. Only full ones are forgotten, which changes
+    nothing for their callers; where none is full, new callers share the one more.
 
     Args:
         rate: tokens a second.

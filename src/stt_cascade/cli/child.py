@@ -32,10 +32,7 @@ class Child:
         uvicorn = [sys.executable, "-m", "uvicorn", app]
         uvicorn += ["--host", HOST, "--port", str(port), "--workers", "1"]
         leash = [sys.executable, "-m", "stt_cascade.cli.leash", str(os.getpid())]
-        # By default, OpenMP's threads burn their share of a busy machine while they wait for each
-        # other: with 3 other busy processes on 2 cores, an inference of 2 s took over 30 s. Idle
-        # machines don't notice the difference.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "CONFIG_PATH": str(config)}
+        environment = {**os.environ, "CONFIG_PATH": str(config)}
         if libraries := cuda_libraries():
             paths = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
             environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
@@ -85,18 +82,19 @@ class Child:
     def obituary(self) -> str:
         status = self.process.returncode or 0
         if status == -signal.SIGKILL:
-            how = "was killed; is there enough memory?"
+            how = "was killed: is there enough memory?"
         elif status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
         else:
             how = f"ended by itself with status {status}"
-        return f"The {self.name} {how}{self._tail()}"
+        return f"The {self.name} {how}.\n{self.last_words()}".rstrip()
 
-    def _tail(self) -> str:
+    def last_words(self) -> str:
+        """Its last log lines; empty if they went to the terminal."""
         if self._log is None:
             return ""
         with self._log.open(encoding="utf-8", errors="replace") as lines:
             # Our own question whether it is ready, many times over, would push out the answer.
             telling = (line for line in lines if "path=/v1/ready" not in line)
             tail = "".join(f"  {line}" for line in deque(telling, TAIL_LINES))
-        return f"\nIts last lines:\n{tail.rstrip()}" if tail else ""
+        return f"The {self.name}'s last lines:\n{tail.rstrip()}" if tail else ""

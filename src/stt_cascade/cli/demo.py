@@ -62,16 +62,18 @@ async def _show(stack: Stack, clips: Sequence[Path]) -> bool:
     from rich.console import Console
 
     from stt_cascade.cli.endpoint import Endpoint
-    from stt_cascade.cli.transcribe import _table, gather
+    from stt_cascade.cli.transcribe import gather, table
 
     async with stack:
         say(f"Transcribing {_count(len(clips), 'clip')} through the primary ...")
         rows = await gather(Endpoint(stack.url, stack.key), clips, [None] * len(clips))
         stack.check()
-        Console().print(_table(rows))
+        Console().print(table(rows))
         say(told(rows))
+        if failed := any(isinstance(outcome, Exception) for _, outcome in rows):
+            say(stack.last_words())
         say("Stopping both tiers ...")
-    return any(isinstance(outcome, Exception) for _, outcome in rows)
+    return failed
 
 
 def told(rows: Sequence[tuple[Path, Outcome]]) -> str:

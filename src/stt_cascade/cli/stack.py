@@ -139,6 +139,10 @@ class Stack:
             if child.ended:
                 raise StackError(child.obituary())
 
+    def last_words(self) -> str:
+        """The last log lines of both."""
+        return "\n".join(filter(None, (child.last_words() for child in self._children)))
+
     def kill(self) -> None:
         """End both at once."""
         for child in self._children:

@@ -63,7 +63,7 @@ def transcribe_files(
         for file, outcome in outcomes:
             typer.echo(json.dumps(_as_json(file, outcome), ensure_ascii=False))
     else:
-        console.print(_table(outcomes))
+        console.print(table(outcomes))
     return int(any(isinstance(outcome, Exception) for _, outcome in outcomes))
 
 
@@ -135,19 +135,19 @@ def _as_json(file: Path, outcome: Outcome) -> dict[str, object]:
     return {"file": str(file), "error": str(outcome)}
 
 
-def _table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
-    table = Table(show_lines=True)
-    table.add_column("file", overflow="fold", ratio=2)
-    table.add_column("text", ratio=5)
+def table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
+    shown = Table(show_lines=True)
+    shown.add_column("file", overflow="fold", ratio=2)
+    shown.add_column("text", ratio=5)
     # One column for all the rest: a text needs the room of a terminal 80 characters wide.
-    table.add_column("answered by, why, ms", no_wrap=True)
+    shown.add_column("answered by, why, ms", no_wrap=True)
     for file, outcome in rows:
         if isinstance(outcome, Transcription):
             text = Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim")
-            table.add_row(file.name, text, "\n".join(_how(outcome)))
+            shown.add_row(file.name, text, "\n".join(_how(outcome)))
         else:
-            table.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"))
-    return table
+            shown.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"))
+    return shown
 
 
 def _how(result: Transcription) -> Iterator[str]:

@@ -7,6 +7,7 @@ encoding serves both the language detection and the text.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ WINDOW_FRAMES = 3000
 SECONDS_PER_TIMESTAMP = 0.02
 # Whisper's own constant: a text may start at most this late in its window.
 MAX_INITIAL_TIMESTAMP = 50
+# Of a window that is decoded in two goes, each part is at least this long.
+MIN_PART_SECONDS = 0.5
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
 
@@ -95,10 +98,15 @@ class WhisperEngine:
             num_workers=workers,
         )
         self._beam_size = beam_size
+        # faster-whisper lists Cantonese for models too that have no token for it.
+        token = self._model.hf_tokenizer.token_to_id
+        self._languages = frozenset(
+            code for code in self._model.supported_languages if token(f"<|{code}|>") is not None
+        )
 
     @property
     def languages(self) -> frozenset[str]:
-        return frozenset(self._model.supported_languages)
+        return self._languages
 
     @property
     def device(self) -> str:
@@ -114,14 +122,21 @@ class WhisperEngine:
             (language,) = self.languages
         segments: list[Segment] = []
         scores: list[WindowScores] = []
-        for window in windows(clip.speech):
+        left = deque(windows(clip.speech))
+        while left:
+            window = left.popleft()
             encoding = self._encode(clip.samples[window.start : window.end])
             if language is None:
                 language, probability = self._detect_language(encoding)
             tokenizer = self._tokenizer(language, options)
             decoded = self._decode(encoding, tokenizer, options)
             scores.append(decoded.scores)
-            segments += self._segments(encoding, decoded, tokenizer, options, window)
+            pieces = self._segments(encoding, decoded, tokenizer, options, window)
+            segments += pieces
+            if pieces and broke_off(decoded.tokens, tokenizer.timestamp_begin):
+                rest = Span(round(pieces[-1].end * SAMPLE_RATE), window.end)
+                if min(rest.seconds, window.seconds - rest.seconds) >= MIN_PART_SECONDS:
+                    left.appendleft(rest)
         if language is None:
             raise ValueError("a clip without speech has no transcript")
         logprob, weakest = combine(scores)
@@ -273,6 +288,15 @@ def split_at_timestamps(
     if text:
         pieces.append((start, duration, text))
     return pieces
+
+
+def broke_off(tokens: list[int], timestamp_begin: int) -> bool:
+    """Whether Whisper left a window's end for another decode.
+
+    Source: a pair of timestamps at the end says that more is said, a single one that nothing is
+    (openai-whisper's `transcribe.py`, `single_timestamp_ending`).
+    """
+    return len(tokens) >= 2 and min(tokens[-2:]) >= timestamp_begin
 
 
 def _to_numpy(logits: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -126,7 +126,7 @@ class Envelope:
     def _log(
         self, scope: Scope, record: Record, status: int | None, refusal: Refusal | None
     ) -> None:
-        if record.endpoint in _QUIET and status == 200:
+        if record.endpoint in _QUIET and refusal is None:
             return
         line: dict[str, Any] = {
             "request_id": record.request_id,

@@ -1,0 +1,67 @@
+# Everything happens in .venv; `make PYTHON=python3.12` makes it with another Python.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check format lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Newer than what it was installed from: nothing to do.
+STAMP := $(VENV)/.installed
+# What installs and builds is locked, too; `stt models pull` drives pip as well.
+TOOLCHAIN := pip hatchling editables
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMP)  ## transcribe real speech through both tiers, and show what happened
+	@echo "==> Demo"
+	@$(BIN)/stt demo
+
+up: $(STAMP)  ## run both tiers until Ctrl-C
+	@exec $(BIN)/stt up
+
+test: $(STAMP)  ## run the tests
+	@echo "==> Weights of Whisper base, which some tests use"
+	@$(BIN)/stt models pull base || echo "==> Going on without: the tests that need them are skipped."
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, check the format and the types
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## format the code, mend what ruff can mend
+	@echo "==> ruff"
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+# Other indexes of this machine must not decide what everybody installs.
+lock: $(STAMP)  ## write requirements.txt anew; UPGRADE=1 takes newer versions
+	@echo "==> Locking pyproject.toml into requirements.txt"
+	@printf '%s\n' $(TOOLCHAIN) | \
+	  env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
+	  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
+	  --generate-hashes --extra dev --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	  pyproject.toml - -o requirements.txt
+
+clean:  ## remove .venv and all that tools left; models/ stays
+	@echo "==> Removing .venv, caches and builds"
+	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+# pip names each package as it comes to it, so that nobody waits in the dark.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
+	@echo "==> Installing into $(VENV); the first time, some 200 MB are downloaded"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements.txt \
+	  | awk '/^Collecting /{printf "%s ", $$2; fflush()} /^Installing collected/{printf "\n==> Unpacking them\n"; fflush()}'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,258 @@
+"""The real engine: what it hears, how sure it is, and when it was said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import jiwer
+import numpy as np
+import pytest
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from conftest import Utterance
+from stt_cascade.audio.decode import decode
+from stt_cascade.audio.speech import detect
+from stt_cascade.engine import scores, whisper
+from stt_cascade.engine.protocol import (
+    SAMPLE_RATE,
+    Clip,
+    Options,
+    Samples,
+    Span,
+    Timestamps,
+    Transcript,
+)
+from stt_cascade.engine.whisper import WhisperEngine
+from tones import silence
+
+Speech = dict[str, Utterance]
+# One clip a language, and a short one, which the encoder pads most.
+CLIPS = ["LJ001-0007", "fleurs-de-004", "fleurs-es-006", "fleurs-fr-008", "fleurs-pt-002"]
+SHORT = "cen3-fjdn-b"
+
+
+@cache
+def heard(audio: bytes) -> Samples:
+    return decode(audio, max_seconds=60)
+
+
+def whole(samples: Samples) -> Clip:
+    """A clip whose speech is all of it."""
+    return Clip(samples, (Span(0, len(samples)),))
+
+
+def spoken(samples: Samples) -> Clip:
+    """A clip whose speech is where the detector finds it."""
+    return Clip(samples, detect(samples))
+
+
+def normal(text: str) -> str:
+    return str(EnglishTextNormalizer()(text))
+
+
+def word_errors(utterance: str, text: str) -> float:
+    return float(jiwer.wer(normal(utterance), normal(text)))
+
+
+@pytest.mark.parametrize("name", [*CLIPS, SHORT])
+def test_language_text_and_certainty_are_right(
+    base: WhisperEngine, speech: Speech, name: str
+) -> None:
+    """The language is the clip's, and the rest what faster-whisper says when told the language."""
+    utterance = speech[name]
+    samples = heard(utterance.audio)
+    (theirs,), _ = base._model.transcribe(
+        samples,
+        language=utterance.language,
+        beam_size=1,
+        temperature=0,
+        without_timestamps=True,
+        vad_filter=False,
+        condition_on_previous_text=False,
+    )
+
+    ours = base.transcribe(whole(samples), Options())
+
+    assert ours.language == utterance.language
+    assert ours.language_probability is not None
+    assert 0.8 < ours.language_probability <= 1
+    assert ours.text == theirs.text.strip()
+    assert math.log(ours.logprob) == pytest.approx(theirs.avg_logprob, abs=1e-6)
+    assert ours.segments[0].avg_logprob == pytest.approx(theirs.avg_logprob, abs=1e-6)
+    assert ours.segments[0].no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=1e-6)
+
+
+def test_the_tokens_log_probabilities_add_up_to_the_decoders_score(
+    base: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`weakest` comes from the logits, `logprob` from the decoder: they must be of one decode."""
+    seen: list[float] = []
+    plain = scores.chosen_logprobs
+    end = 50257
+
+    def with_the_end(logits: Iterable[Any], tokens: Sequence[int]) -> list[float]:
+        steps = list(logits)
+        assert len(steps) == len(tokens) + 1
+        seen.extend(plain(steps, [*tokens, end]))
+        return plain(steps, tokens)
+
+    monkeypatch.setattr(whisper, "chosen_logprobs", with_the_end)
+    samples = heard(speech["fleurs-de-004"].audio)
+    ours = base.transcribe(whole(samples), Options(language="de"))
+    assert len(seen) > 20
+    assert sum(seen) / len(seen) == pytest.approx(math.log(ours.logprob), abs=0.005)
+    lowest = sorted(seen[:-1])[:3]
+    assert ours.weakest == pytest.approx(math.exp(sum(lowest) / 3), rel=1e-6)
+
+
+def test_every_language_of_the_model_can_be_forced(base: WhisperEngine) -> None:
+    token = base._model.hf_tokenizer.token_to_id
+    assert {"en", "de", "es", "fr", "pt", "ja", "zh", "ru", "ar"} <= base.languages
+    assert all(token(f"<|{code}|>") is not None for code in base.languages)
+
+
+def test_an_english_model_detects_nothing(tiny_en: WhisperEngine, speech: Speech) -> None:
+    assert tiny_en.languages == {"en"}
+    utterance = speech["LJ001-0007"]
+    ours = tiny_en.transcribe(spoken(heard(utterance.audio)), Options())
+    assert (ours.language, ours.language_probability) == ("en", None)
+    assert word_errors(utterance.text, ours.text) < 0.2
+
+
+@pytest.fixture(scope="module")
+def timed(base: WhisperEngine, speech: Speech) -> dict[Timestamps, Transcript]:
+    clip = whole(heard(speech["LJ001-0001"].audio))
+    return {
+        "segment": base.transcribe(clip, Options(language="en", timestamps="segment")),
+        "word": base.transcribe(clip, Options(language="en", timestamps="word")),
+    }
+
+
+@pytest.mark.parametrize("kind", ["segment", "word"])
+def test_times_go_forward_and_stay_inside_the_clip(
+    timed: dict[Timestamps, Transcript], speech: Speech, kind: Timestamps
+) -> None:
+    length = len(heard(speech["LJ001-0001"].audio)) / SAMPLE_RATE
+    segments = timed[kind].segments
+    assert len(segments) >= 2
+    assert timed[kind].language_probability is None  # the language was given
+    edges = [time for segment in segments for time in (segment.start, segment.end)]
+    assert edges == sorted(edges)
+    assert edges[0] >= 0
+    assert edges[-1] <= length
+    assert edges[-1] > 0.8 * length
+
+
+def test_words_have_times_of_their_own(timed: dict[Timestamps, Transcript]) -> None:
+    words = [word for segment in timed["word"].segments for word in segment.words]
+    edges = [time for word in words for time in (word.start, word.end)]
+    assert edges == sorted(edges)
+    assert "".join(word.word for word in words).split() == timed["word"].text.split()
+    assert all(0 <= word.probability <= 1 for word in words)
+    for segment in timed["word"].segments:
+        assert segment.start <= segment.words[0].start
+        assert segment.words[-1].end <= segment.end
+
+
+def test_without_words_asked_for_there_are_none(timed: dict[Timestamps, Transcript]) -> None:
+    assert all(segment.words == () for segment in timed["segment"].segments)
+
+
+def test_leading_silence_moves_every_time_and_changes_nothing_else(
+    base: WhisperEngine, speech: Speech, timed: dict[Timestamps, Transcript]
+) -> None:
+    samples = heard(speech["LJ001-0001"].audio)
+    late = np.concatenate([silence(4.0), samples])
+    moved = base.transcribe(
+        Clip(late, (Span(4 * SAMPLE_RATE, len(late)),)), Options(language="en", timestamps="word")
+    )
+    before = timed["word"]
+    assert moved.text == before.text
+    for ours, theirs in zip(moved.segments, before.segments, strict=True):
+        assert ours.start == pytest.approx(theirs.start + 4, abs=1e-6)
+        assert ours.end == pytest.approx(theirs.end + 4, abs=1e-6)
+        for word, other in zip(ours.words, theirs.words, strict=True):
+            assert word.start == pytest.approx(other.start + 4, abs=1e-6)
+            assert word.end == pytest.approx(other.end + 4, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def long(speech: Speech) -> tuple[str, Samples]:
+    """More than 30 s: what is said, and how it sounds with pauses between the clips.
+
+    The first window breaks off in the middle of a sentence when timestamps are asked for.
+    """
+    names = ["LJ001-0001", "LJ001-0003", "LJ001-0005", "LJ001-0007"]
+    parts = [np.concatenate([heard(speech[name].audio), silence(0.5)]) for name in names]
+    return " ".join(speech[name].text for name in names), np.concatenate(parts)
+
+
+@pytest.mark.parametrize("kind", ["none", "segment", "word"])
+def test_long_audio_keeps_all_words_in_order_and_in_time(
+    base: WhisperEngine, long: tuple[str, Samples], kind: Timestamps
+) -> None:
+    text, samples = long
+    assert len(samples) > 35 * SAMPLE_RATE
+    ours = base.transcribe(spoken(samples), Options(language="en", timestamps=kind))
+    assert word_errors(text, ours.text) < 0.05
+    assert ours.text == " ".join(segment.text for segment in ours.segments)
+    edges = [time for segment in ours.segments for time in (segment.start, segment.end)]
+    assert edges == sorted(edges)
+    assert 0 <= edges[0] < 1
+    assert 36 < edges[-1] <= len(samples) / SAMPLE_RATE
+
+
+BEGIN = 50364  # <|0.00|> of multilingual models
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pieces", "goes_on"),
+    [
+        ([], [], False),
+        ([7, 8], [(0.0, 9.0, [7, 8])], False),
+        ([BEGIN, 7, 8, BEGIN + 100], [(0.0, 2.0, [7, 8])], False),
+        (
+            [BEGIN, 7, BEGIN + 100, BEGIN + 150, 8, BEGIN + 200],
+            [(0.0, 2.0, [7]), (3.0, 4.0, [8])],
+            False,
+        ),
+        ([BEGIN, 7, BEGIN + 100, BEGIN + 100], [(0.0, 2.0, [7])], True),
+        ([BEGIN, 7, BEGIN + 100, BEGIN + 100, 8], [(0.0, 2.0, [7]), (2.0, 9.0, [8])], False),
+    ],
+)
+def test_timestamps_cut_a_windows_text_into_pieces(
+    tokens: list[int], pieces: list[tuple[float, float, list[int]]], goes_on: bool
+) -> None:
+    assert whisper.split_at_timestamps(tokens, BEGIN, 9.0) == pieces
+    assert whisper.broke_off(tokens, BEGIN) == goes_on
+
+
+def test_a_prompt_biases_the_spelling(base: WhisperEngine, speech: Speech) -> None:
+    clip = whole(heard(speech["LJ001-0007"].audio))
+    plain = base.transcribe(clip, Options(language="en"))
+    biased = base.transcribe(clip, Options(language="en", prompt="GOUTENBERGH, the Book"))
+    assert "GOUTENBERGH" not in plain.text
+    assert plain.text != biased.text
+    assert word_errors(plain.text, biased.text) < 0.3
+
+
+def test_a_beam_is_judged_by_its_own_tokens(
+    base_with_a_beam: WhisperEngine, speech: Speech
+) -> None:
+    utterance = speech["LJ001-0007"]
+    ours = base_with_a_beam.transcribe(whole(heard(utterance.audio)), Options(language="en"))
+    assert word_errors(utterance.text, ours.text) < 0.1
+    assert 0 < ours.weakest < ours.logprob <= 1
+
+
+def test_noise_is_doubted(base: WhisperEngine, speech: Speech) -> None:
+    """Speech under loud noise has weaker tokens than the same speech alone."""
+    samples = heard(speech["fleurs-en-004"].audio)
+    noise = np.random.default_rng(1).normal(0, samples.std() * 2, len(samples))
+    clean = base.transcribe(whole(samples), Options(language="en"))
+    noisy = base.transcribe(whole(samples + noise.astype(np.float32)), Options(language="en"))
+    assert noisy.weakest < clean.weakest
+    assert noisy.logprob < clean.logprob
