@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fakes import FakeEngine, ScriptedFallback
+from fakes import PATIENCE, FakeEngine, ScriptedFallback
 from running import RunningTier, Tiers
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.engine.protocol import Options
+from stt_cascade.errors import DeadlineExceeded
+from stt_cascade.record import Record
+from stt_cascade.upload import Upload
 from tones import silence, wav
 
 
@@ -277,3 +283,24 @@ def test_each_decided_request_counts_once_and_no_other_does(tiers: Tiers, nobody
     primary.client.get("/v1/transcribe")
 
     assert results(primary) == {"used": 0, "skipped": 1, "failed": 1}
+
+
+def test_a_deadline_that_passes_before_the_fallback_is_asked_is_no_failure_of_the_fallback(
+    tiers: Tiers, scripted: Callable[..., ScriptedFallback]
+) -> None:
+    """No clock can be told to strike between two lines of code: this deadline is made up."""
+    fallback = scripted()
+    engine = FakeEngine(languages=frozenset({"en"}))
+    primary = tiers.primary(engine, fallback=fallback)
+    record = Record("r-1", "/v1/transcribe", "127.0.0.1")
+
+    class PassesAfterDecoding(Deadline):
+        @property
+        def remaining(self) -> float:
+            return PATIENCE if record.audio_seconds is None else 0.0
+
+    upload = Upload(wav(), raw_g722=False, options=Options(language="de"))
+    with pytest.raises(DeadlineExceeded, match="before the fallback"):
+        asyncio.run(primary.service.tier.answer(upload, record, PassesAfterDecoding(0)))
+    assert fallback.asked == []
+    assert results(primary) == {"used": 0, "skipped": 0, "failed": 0}
