@@ -224,8 +224,12 @@ def _parts(body: bytes, boundary: bytes) -> dict[str, bytes]:
     return found
 
 
-def main(tier: str, settings: str, listener: int) -> None:
-    """A tier as a process of its own: says `inferring` on stderr, and goes on when told a line."""
+def main(tier: str, settings: str, listener: int, loads: str) -> None:
+    """A tier as a process of its own: says `inferring` on stderr, and goes on when told a line.
+
+    Args:
+        loads: `never`, or `at-once`.
+    """
 
     class Told(FakeEngine):
         def transcribe(self, clip: Clip, options: Options) -> Transcript:
@@ -236,9 +240,10 @@ def main(tier: str, settings: str, listener: int) -> None:
     model: type[TierConfig] = PrimaryConfig if tier == "primary" else FallbackConfig
     config = load(model, Path(settings))
     logs.configure(config.log_format)
-    server = uvicorn.Server(uvicorn.Config(create_app(config, Told()), log_config=None))
+    engine = Told(loads=threading.Event() if loads == "never" else None)
+    server = uvicorn.Server(uvicorn.Config(create_app(config, engine), log_config=None))
     server.run([socket.socket(fileno=listener)])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

@@ -249,6 +249,18 @@ def test_a_mistake_in_the_settings_leaves_the_old_keys(tiers: Tiers, tmp_path: P
     assert "did you mean MAX_CONCURRENCY" in str(lines)
 
 
+def test_a_key_file_named_later_is_watched_too(tiers: Tiers, tmp_path: Path) -> None:
+    file, keys = tmp_path / "fallback.env", tmp_path / "keys"
+    tier = fallback_from(tiers, file, API_KEYS=PRIMARY_KEY)
+    keys.write_text(OTHER_KEY)
+    env_file(file, CT2_MEDIUM_PATH="models/fake", **FAKE_MODEL, API_KEYS_FILE=keys)
+    tier.service.secrets.refresh()
+    assert (lets_in(tier, PRIMARY_KEY), lets_in(tier, OTHER_KEY)) == (False, True)
+    keys.write_text(PRIMARY_KEY)
+    tier.service.secrets.refresh()
+    assert (lets_in(tier, PRIMARY_KEY), lets_in(tier, OTHER_KEY)) == (True, False)
+
+
 def test_other_changed_settings_are_said_to_need_a_restart(tiers: Tiers, tmp_path: Path) -> None:
     file = tmp_path / "primary.env"
     common = {"CT2_SMALL_PATH": "models/fake", "FALLBACK_URL": "http://127.0.0.1:9", **FAKE_MODEL}

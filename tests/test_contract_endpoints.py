@@ -85,6 +85,14 @@ def test_the_answer_is_not_ready_while_the_model_is_being_loaded(tiers: Tiers) -
     assert tier.transcribe().status_code == 200
 
 
+def test_a_tier_that_is_not_ready_does_not_wait_for_the_body(tiers: Tiers) -> None:
+    tier = tiers.run(fallback_config(), FakeEngine(loads=threading.Event()), wait=False)
+    head = "POST /v1/transcribe HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000\r\n"
+    kind = "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    status, headers, _ = tier.exchange((head + kind).encode())
+    assert (status, headers["x-error-type"]) == (503, "not_ready")
+
+
 def test_a_primary_is_ready_without_its_fallback(tiers: Tiers, nobody: str) -> None:
     answer = tiers.primary(fallback=nobody).get("/v1/ready")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "state": "ready"})

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from fakes import PATIENCE, FakeEngine
-from running import Tiers, env_file, fallback_config, until
+from fakes import PATIENCE
+from running import env_file, until
 from tones import wav
 
 TESTS = Path(__file__).parent
@@ -27,12 +26,12 @@ MODEL = {"DEVICE": "cpu", "VAD": "off"}
 class Process:
     """A tier with a `fakes.main` engine in a process of its own."""
 
-    def __init__(self, tier: str, settings: Path) -> None:
+    def __init__(self, tier: str, settings: Path, loads: str) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with listener:
             self.process = subprocess.Popen(
-                [sys.executable, TESTS / "fakes.py", tier, settings, str(listener.fileno())],
+                [sys.executable, TESTS / "fakes.py", tier, settings, str(listener.fileno()), loads],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -41,13 +40,14 @@ class Process:
             )
         self._callers = ThreadPoolExecutor(8)
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
-        until(self._ready, "the process is ready")
+        ready = 200 if loads == "at-once" else 503
+        until(lambda: self._status("/v1/ready") == ready, "the process is ready")
 
-    def _ready(self) -> bool:
+    def _status(self, path: str) -> int | None:
         try:
-            return self.client.get("/v1/ready").status_code == 200
+            return self.client.get(path).status_code
         except httpx2.HTTPError:
-            return False
+            return None
 
     def begin(self) -> Future[httpx2.Response]:
         return self._callers.submit(
@@ -78,9 +78,9 @@ class Process:
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def start(**settings: object) -> Process:
+    def start(loads: str = "at-once", **settings: object) -> Process:
         file = env_file(tmp_path / "tier.env", CT2_MEDIUM_PATH="models/fake", **MODEL, **settings)
-        started.append(Process("fallback", file))
+        started.append(Process("fallback", file, loads))
         return started[-1]
 
     yield start
@@ -132,6 +132,16 @@ def test_an_idle_tier_ends_at_once(start: Callable[..., Process]) -> None:
     tier = start()
     tier.process.send_signal(signal.SIGTERM)
     assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_during_the_load_does_not_wait_for_it(
+    start: Callable[..., Process], how: signal.Signals
+) -> None:
+    tier = start(loads="never")
+    tier.process.send_signal(how)
+    tier.process.wait(PATIENCE / 2)  # half as long as the load goes on by itself
+    assert tier.process.returncode in (0, 1, -how)
 
 
 def uvicorn(app: str, settings: Path | None, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -197,9 +207,3 @@ def test_importing_the_apps_loads_no_model_and_opens_no_socket(tmp_path: Path) -
         timeout=60,
     )
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "imported"), ended.stderr
-
-
-def test_stopping_during_the_load_does_not_wait_for_it(tiers: Tiers) -> None:
-    tier = tiers.run(fallback_config(), FakeEngine(loads=threading.Event()), wait=False)
-    tier.stop()
-    tier.wait_until_stopped()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -145,6 +144,26 @@ def test_an_error_of_the_primary_escalates(tiers: Tiers) -> None:
     assert primary.metric("stt_escalations_total", reason="primary_error") == 1
 
 
+def test_a_full_queue_is_no_error_of_the_primary(tiers: Tiers) -> None:
+    busy = FakeEngine(holds=threading.Event())
+    primary, fallback = tiers.cascade(busy, max_concurrency=1, max_queue=0)
+    first = primary.begin()
+    busy.wait_for(1)
+    answer = primary.transcribe()
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "overloaded")
+    busy.let_go()
+    assert first.result().status_code == 200
+    assert fallback.fake.heard == []
+
+
+def test_a_deadline_that_passes_is_no_error_of_the_primary(tiers: Tiers) -> None:
+    primary, fallback = tiers.cascade(FakeEngine(holds=threading.Event()))
+    answer = primary.transcribe(headers={"X-Deadline-Ms": "100"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "deadline_exceeded")
+    assert fallback.fake.heard == []
+    assert results(primary) == {"used": 0, "skipped": 0, "failed": 0}
+
+
 @pytest.mark.parametrize("setting", ["error", "primary"])
 def test_when_both_tiers_fail_the_answer_is_502_and_names_both(
     tiers: Tiers, nobody: str, setting: str
@@ -229,46 +248,6 @@ def test_the_slot_is_free_while_the_fallback_works(tiers: Tiers) -> None:
     assert not escalated.done()
     slow.let_go()
     assert escalated.result().json()["text"] == "from the fallback"
-
-
-def test_the_fallback_gets_what_the_caller_sent(
-    tiers: Tiers, scripted: Callable[..., ScriptedFallback]
-) -> None:
-    fallback = scripted()
-    primary = tiers.primary(FakeEngine("hm"), fallback=fallback, fallback_api_key="sesame")
-    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    clip = wav() + b"LIST\x00\r\n--trailing bytes"
-    sent: dict[str, Any] = {
-        "headers": {"X-Deadline-Ms": "5000", "traceparent": trace},
-        "language": "PT-br",
-        "prompt": "São Paulo",
-        "timestamps": "word",
-        "task": "translate",
-    }
-
-    primary.transcribe(clip, **sent)
-
-    (asked,) = fallback.asked
-    assert asked.parts == {
-        "audio": clip,
-        "language": b"pt",
-        "prompt": "São Paulo".encode(),
-        "timestamps": b"word",
-        "task": b"translate",
-    }
-    assert asked.headers["authorization"] == "Bearer sesame"
-    assert asked.headers["traceparent"] == trace
-    assert 1000 < int(asked.headers["x-deadline-ms"]) < 5000
-
-
-def test_nothing_is_forced_on_the_fallback_that_the_caller_did_not_ask_for(
-    tiers: Tiers, scripted: Callable[..., ScriptedFallback]
-) -> None:
-    fallback = scripted()
-    tiers.primary(FakeEngine("hm"), fallback=fallback).transcribe()
-    (asked,) = fallback.asked
-    assert set(asked.parts) == {"audio", "timestamps", "task"}
-    assert not {"authorization", "traceparent"} & set(asked.headers)
 
 
 def test_each_decided_request_counts_once_and_no_other_does(tiers: Tiers, nobody: str) -> None:

@@ -107,7 +107,7 @@ def test_the_waits_are_reported_refused_or_not(work: Work) -> None:
         with pytest.raises(DeadlineExceeded, match="in the queue"):
             await slots.run(work.named("b"), Deadline(0.05), waited=waits.append)
         assert waits[0] == 0.0
-        assert waits[1] >= 0.04
+        assert waits[1] > 0
         work.go.set()
         await first
         assert work.done == ["a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,7 @@ class STTClient:
         timeout: float = DEFAULT_TIMEOUT,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        self._timeout = timeout
         self._http = httpx2.AsyncClient(
             base_url=base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -109,8 +111,11 @@ class STTClient:
 
     async def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
         try:
-            response = await self._http.request(method, path, **content)
-        except httpx2.TimeoutException as error:
+            # httpx2's own timeout is for each step; a slow drip would never reach it.
+            response = await asyncio.wait_for(
+                self._http.request(method, path, **content), self._timeout
+            )
+        except (httpx2.TimeoutException, asyncio.TimeoutError) as error:
             raise TimedOut(f"no answer from {self._http.base_url} in time") from error
         except httpx2.RequestError as error:
             said = str(error) or type(error).__name__

@@ -72,7 +72,8 @@ class Secrets:
     """
 
     def __init__(self, config: TierConfig) -> None:
-        self._config = config
+        self._started_with = config
+        self._latest = config
         self._seen = self._contents(config)
         self.ring = KeyRing(api_keys(config))
         self.fallback_key = fallback_key(config)
@@ -87,12 +88,12 @@ class Secrets:
 
     def refresh(self) -> None:
         """Look at the files once."""
-        contents = self._contents(self._config)
+        contents = self._contents(self._latest)
         if contents == self._seen:
             return
         self._seen = contents
         try:
-            config = self._config
+            config = self._latest
             if config.source is not None:
                 config = load(type(config), config.source)
             keys = api_keys(config)
@@ -105,7 +106,10 @@ class Secrets:
         self.ring.replace(keys)
         self.fallback_key = new_fallback_key
         log.info("keys re-read", key_ids=list(self.ring.usage()))
-        before, after = in_force(self._config), in_force(config)
+        self._latest = config
+        if set(self._contents(config)) != set(contents):
+            self._seen = {}  # other key files are named now: the next look takes them in
+        before, after = in_force(self._started_with), in_force(config)
         changed = [name for name in after if after[name] != before[name] and "_KEY" not in name]
         if changed:
             log.warning("changed settings need a restart", settings=changed)
