@@ -93,6 +93,16 @@ def test_a_tier_that_is_not_ready_does_not_wait_for_the_body(tiers: Tiers) -> No
     assert (status, headers["x-error-type"]) == (503, "not_ready")
 
 
+def test_a_draining_tier_is_not_ready_and_takes_nothing_new(tiers: Tiers) -> None:
+    tier = tiers.fallback()
+    tier.service.drain()
+    ready, refused = tier.get("/v1/ready"), tier.transcribe(language="xx")
+    assert (ready.status_code, ready.json()) == (503, {"ready": False, "state": "draining"})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "draining")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert tier.get("/v1/health").status_code == 200
+
+
 def test_a_primary_is_ready_without_its_fallback(tiers: Tiers, nobody: str) -> None:
     answer = tiers.primary(fallback=nobody).get("/v1/ready")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "state": "ready"})

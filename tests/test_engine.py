@@ -85,26 +85,29 @@ def test_language_text_and_certainty_are_right(
     assert ours.segments[0].no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["none", "segment"])
 def test_the_tokens_log_probabilities_add_up_to_the_decoders_score(
-    base: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch
+    base: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch, kind: Timestamps
 ) -> None:
     """`weakest` comes from the logits, `logprob` from the decoder: they must be of one decode."""
-    seen: list[float] = []
+    seen: list[tuple[int, float]] = []
     plain = scores.chosen_logprobs
     end = 50257
 
     def with_the_end(logits: Iterable[Any], tokens: Sequence[int]) -> list[float]:
-        steps = list(logits)
-        assert len(steps) == len(tokens) + 1
-        seen.extend(plain(steps, [*tokens, end]))
+        steps, all_tokens = list(logits), [*tokens, end]
+        assert len(steps) == len(all_tokens)
+        seen.extend(zip(all_tokens, plain(steps, all_tokens), strict=True))
         return plain(steps, tokens)
 
     monkeypatch.setattr(whisper, "chosen_logprobs", with_the_end)
     samples = heard(speech["fleurs-de-004"].audio)
-    ours = base.transcribe(whole(samples), Options(language="de"))
+    ours = base.transcribe(whole(samples), Options(language="de", timestamps=kind))
     assert len(seen) > 20
-    assert sum(seen) / len(seen) == pytest.approx(math.log(ours.logprob), abs=0.005)
-    lowest = sorted(seen[:-1])[:3]
+    mean = sum(logprob for _, logprob in seen) / len(seen)
+    assert mean == pytest.approx(math.log(ours.logprob), abs=0.005)
+    # neither timestamps nor the end count among the weakest
+    lowest = sorted(logprob for token, logprob in seen if token < end)[:3]
     assert ours.weakest == pytest.approx(math.exp(sum(lowest) / 3), rel=1e-6)
 
 
