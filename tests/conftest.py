@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from fakes import Reply, ScriptedFallback
 from running import Tiers, running_tiers
+from stt_cascade.engine.encoding import ShortForm
 from stt_cascade.engine.whisper import WhisperEngine
 
 ROOT = Path(__file__).parent.parent
@@ -76,8 +77,14 @@ def model(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def base() -> WhisperEngine:
-    """Whisper base as the CPU pair's primary runs it."""
+    """Whisper base, greedy, encoding 30 s whatever was said."""
     return WhisperEngine(model("base"), compute_type="int8", cpu_threads=2)
+
+
+@pytest.fixture(scope="session")
+def short() -> WhisperEngine:
+    """The same with the short encoding."""
+    return WhisperEngine(model("base"), compute_type="int8", cpu_threads=2, short=ShortForm())
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
-from stt_cascade.engine.protocol import Clip, Options, Segment, Transcript
+from stt_cascade.engine.protocol import Clip, Options, Samples, Segment, Span, Utterance
 from stt_cascade.http.app import create_app
 from stt_cascade.telemetry import logs
 
@@ -42,6 +43,7 @@ class FakeEngine:
         language_probability: float = 0.98,
         logprob: float = 0.9,
         weakest: float = 0.8,
+        full_context: bool = False,
         raises: Exception | None = None,
         holds: threading.Event | None = None,
         loads: threading.Event | None = None,
@@ -53,6 +55,7 @@ class FakeEngine:
         self.language_probability = language_probability
         self.logprob = logprob
         self.weakest = weakest
+        self.full_context = full_context
         self.raises = raises
         self.holds = holds
         self.loads = loads
@@ -66,7 +69,8 @@ class FakeEngine:
     def warm_up(self) -> None:
         assert self.loads is None or self.loads.wait(PATIENCE)
 
-    def transcribe(self, clip: Clip, options: Options) -> Transcript:
+    def transcribe(self, samples: Samples, options: Options) -> Utterance:
+        clip = Clip(samples, (Span(0, len(samples)),))
         with self._changed:
             self.heard.append((clip, options))
             self.live += 1
@@ -76,21 +80,22 @@ class FakeEngine:
             assert self.holds is None or self.holds.wait(PATIENCE)
             if self.raises is not None:
                 raise self.raises
-            return self._transcript(clip, options)
+            return self._utterance(clip, options)
         finally:
             with self._changed:
                 self.live -= 1
                 self._changed.notify_all()
 
-    def _transcript(self, clip: Clip, options: Options) -> Transcript:
+    def _utterance(self, clip: Clip, options: Options) -> Utterance:
         detected = options.language is None and len(self.languages) > 1
-        return Transcript(
-            text=self.text,
+        return Utterance(
             language=options.language or self.language,
             language_probability=self.language_probability if detected else None,
             segments=(Segment(0.0, clip.duration, self.text, -0.1, 0.01),),
-            logprob=self.logprob,
+            avg_logprob=math.log(self.logprob) if self.logprob else -math.inf,
+            tokens=5,
             weakest=self.weakest,
+            full_context=self.full_context,
         )
 
     def wait_for(self, calls: int) -> None:
@@ -232,10 +237,10 @@ def main(tier: str, settings: str, listener: int, loads: str) -> None:
     """
 
     class Told(FakeEngine):
-        def transcribe(self, clip: Clip, options: Options) -> Transcript:
+        def transcribe(self, samples: Samples, options: Options) -> Utterance:
             print("inferring", file=sys.stderr, flush=True)  # noqa: T201  # how it tells the test
             sys.stdin.readline()
-            return super().transcribe(clip, options)
+            return super().transcribe(samples, options)
 
     model: type[TierConfig] = PrimaryConfig if tier == "primary" else FallbackConfig
     config = load(model, Path(settings))

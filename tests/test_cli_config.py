@@ -36,13 +36,15 @@ def test_every_file_in_configs_is_valid_for_its_tier(path: Path) -> None:
 
 
 def test_what_differs_from_the_default_is_marked_and_shown_beside_it(tmp_path: Path) -> None:
-    path = env(tmp_path, PRIMARY + "BEAM_SIZE=3\nCPU_THREADS=2\nRATE_LIMIT_RPS=15\nVAD=off\n")
+    path = env(
+        tmp_path, PRIMARY + "BEAM_SIZE=3\nMIN_WORDS_FOR_CONF=3\nRATE_LIMIT_RPS=15\nVAD=off\n"
+    )
     output = runner.invoke(app, ["config", "check", str(path)]).output
     assert row(output, "BEAM_SIZE") == ["*", "BEAM_SIZE", "3", "1"]
     assert row(output, "VAD") == ["*", "VAD", "off", "on"]
     assert row(output, "CT2_SMALL_PATH") == ["*", "CT2_SMALL_PATH", "/models/small", "(required)"]
     # Written down, but no different.
-    assert row(output, "CPU_THREADS") == ["CPU_THREADS", "2"]
+    assert row(output, "MIN_WORDS_FOR_CONF") == ["MIN_WORDS_FOR_CONF", "3"]
     assert row(output, "RATE_LIMIT_RPS") == ["RATE_LIMIT_RPS", "15.0"]
 
 
@@ -98,3 +100,22 @@ def test_a_file_of_no_tier_needs_to_be_told_one(tmp_path: Path) -> None:
     result = runner.invoke(app, ["config", "check", str(path), "--tier", "fallback"])
     assert result.exit_code == 1
     assert "CT2_MEDIUM_PATH: missing" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("API_KEYS_FILE=/nope\n", "API_KEYS_FILE: /nope cannot be read"),
+        ("API_KEYS=a b\n", "API_KEYS: a key may hold printable ASCII without spaces only"),
+        ("FALLBACK_API_KEY=a\nFALLBACK_API_KEY_FILE=/nope\n", "exclude each other"),
+    ],
+)
+def test_keys_that_the_service_would_refuse_are_no_valid_settings(
+    tmp_path: Path, settings: str, said: str
+) -> None:
+    path = env(tmp_path, PRIMARY + settings)
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{path}: ")
+    assert said in line

@@ -283,3 +283,13 @@ def test_a_deadline_that_passes_before_the_fallback_is_asked_is_no_failure_of_th
         asyncio.run(primary.service.tier.answer(upload, record, PassesAfterDecoding(0)))
     assert fallback.asked == []
     assert results(primary) == {"used": 0, "skipped": 0, "failed": 0}
+
+
+def test_a_language_that_neither_model_knows_is_the_callers_mistake(tiers: Tiers) -> None:
+    """No alert for failed fallbacks rings because somebody asks for Cantonese."""
+    primary, _ = tiers.cascade()
+    answer = primary.transcribe(language="yue")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request"
+    assert "'yue'" in answer.json()["error"]["message"]
+    assert results(primary) == {"used": 0, "skipped": 0, "failed": 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -13,9 +14,12 @@ import pytest
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from conftest import Utterance
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.slots import Slots
 from stt_cascade.audio.decode import decode
 from stt_cascade.audio.speech import detect
-from stt_cascade.engine import scores, whisper
+from stt_cascade.cascade.recognise import recognise
+from stt_cascade.engine import decoding, scores, whisper
 from stt_cascade.engine.protocol import (
     SAMPLE_RATE,
     Clip,
@@ -23,8 +27,8 @@ from stt_cascade.engine.protocol import (
     Samples,
     Span,
     Timestamps,
-    Transcript,
 )
+from stt_cascade.engine.transcript import Transcript
 from stt_cascade.engine.whisper import WhisperEngine
 from tones import silence
 
@@ -47,6 +51,22 @@ def whole(samples: Samples) -> Clip:
 def spoken(samples: Samples) -> Clip:
     """A clip whose speech is where the detector finds it."""
     return Clip(samples, detect(samples))
+
+
+def recognised(engine: WhisperEngine, clip: Clip, options: Options) -> Transcript:
+    """What the engine hears in a clip, window by window, as a tier asks it."""
+
+    async def ask() -> Transcript:
+        slots = Slots("test", 1, 0)
+        try:
+            transcript, _ = await recognise(
+                engine, clip, options, slots, Deadline(60), lambda seconds: None
+            )
+        finally:
+            slots.close()
+        return transcript
+
+    return asyncio.run(ask())
 
 
 def normal(text: str) -> str:
@@ -74,7 +94,7 @@ def test_language_text_and_certainty_are_right(
         condition_on_previous_text=False,
     )
 
-    ours = base.transcribe(whole(samples), Options())
+    ours = recognised(base, whole(samples), Options())
 
     assert ours.language == utterance.language
     assert ours.language_probability is not None
@@ -100,9 +120,9 @@ def test_the_tokens_log_probabilities_add_up_to_the_decoders_score(
         seen.extend(zip(all_tokens, plain(steps, all_tokens), strict=True))
         return plain(steps, tokens)
 
-    monkeypatch.setattr(whisper, "chosen_logprobs", with_the_end)
+    monkeypatch.setattr(decoding, "chosen_logprobs", with_the_end)
     samples = heard(speech["fleurs-de-004"].audio)
-    ours = base.transcribe(whole(samples), Options(language="de", timestamps=kind))
+    ours = recognised(base, whole(samples), Options(language="de", timestamps=kind))
     assert len(seen) > 20
     mean = sum(logprob for _, logprob in seen) / len(seen)
     assert mean == pytest.approx(math.log(ours.logprob), abs=0.005)
@@ -120,7 +140,7 @@ def test_every_language_of_the_model_can_be_forced(base: WhisperEngine) -> None:
 def test_an_english_model_detects_nothing(tiny_en: WhisperEngine, speech: Speech) -> None:
     assert tiny_en.languages == {"en"}
     utterance = speech["LJ001-0007"]
-    ours = tiny_en.transcribe(spoken(heard(utterance.audio)), Options())
+    ours = recognised(tiny_en, spoken(heard(utterance.audio)), Options())
     assert (ours.language, ours.language_probability) == ("en", None)
     assert word_errors(utterance.text, ours.text) < 0.2
 
@@ -129,8 +149,8 @@ def test_an_english_model_detects_nothing(tiny_en: WhisperEngine, speech: Speech
 def timed(base: WhisperEngine, speech: Speech) -> dict[Timestamps, Transcript]:
     clip = whole(heard(speech["LJ001-0001"].audio))
     return {
-        "segment": base.transcribe(clip, Options(language="en", timestamps="segment")),
-        "word": base.transcribe(clip, Options(language="en", timestamps="word")),
+        "segment": recognised(base, clip, Options(language="en", timestamps="segment")),
+        "word": recognised(base, clip, Options(language="en", timestamps="word")),
     }
 
 
@@ -169,8 +189,10 @@ def test_leading_silence_moves_every_time_and_changes_nothing_else(
 ) -> None:
     samples = heard(speech["LJ001-0001"].audio)
     late = np.concatenate([silence(4.0), samples])
-    moved = base.transcribe(
-        Clip(late, (Span(4 * SAMPLE_RATE, len(late)),)), Options(language="en", timestamps="word")
+    moved = recognised(
+        base,
+        Clip(late, (Span(4 * SAMPLE_RATE, len(late)),)),
+        Options(language="en", timestamps="word"),
     )
     before = timed["word"]
     assert moved.text == before.text
@@ -199,7 +221,7 @@ def test_long_audio_keeps_all_words_in_order_and_in_time(
 ) -> None:
     text, samples = long
     assert len(samples) > 35 * SAMPLE_RATE
-    ours = base.transcribe(spoken(samples), Options(language="en", timestamps=kind))
+    ours = recognised(base, spoken(samples), Options(language="en", timestamps=kind))
     assert word_errors(text, ours.text) < 0.05
     assert ours.text == " ".join(segment.text for segment in ours.segments)
     edges = [time for segment in ours.segments for time in (segment.start, segment.end)]
@@ -235,8 +257,8 @@ def test_timestamps_cut_a_windows_text_into_pieces(
 
 def test_a_prompt_biases_the_spelling(base: WhisperEngine, speech: Speech) -> None:
     clip = whole(heard(speech["LJ001-0007"].audio))
-    plain = base.transcribe(clip, Options(language="en"))
-    biased = base.transcribe(clip, Options(language="en", prompt="GOUTENBERGH, the Book"))
+    plain = recognised(base, clip, Options(language="en"))
+    biased = recognised(base, clip, Options(language="en", prompt="GOUTENBERGH, the Book"))
     assert "GOUTENBERGH" not in plain.text
     assert plain.text != biased.text
     assert word_errors(plain.text, biased.text) < 0.3
@@ -246,7 +268,7 @@ def test_a_beam_is_judged_by_its_own_tokens(
     base_with_a_beam: WhisperEngine, speech: Speech
 ) -> None:
     utterance = speech["LJ001-0007"]
-    ours = base_with_a_beam.transcribe(whole(heard(utterance.audio)), Options(language="en"))
+    ours = recognised(base_with_a_beam, whole(heard(utterance.audio)), Options(language="en"))
     assert word_errors(utterance.text, ours.text) < 0.1
     assert 0 < ours.weakest < ours.logprob <= 1
 
@@ -255,7 +277,7 @@ def test_noise_is_doubted(base: WhisperEngine, speech: Speech) -> None:
     """Speech under loud noise has weaker tokens than the same speech alone."""
     samples = heard(speech["fleurs-en-004"].audio)
     noise = np.random.default_rng(1).normal(0, samples.std() * 2, len(samples))
-    clean = base.transcribe(whole(samples), Options(language="en"))
-    noisy = base.transcribe(whole(samples + noise.astype(np.float32)), Options(language="en"))
+    clean = recognised(base, whole(samples), Options(language="en"))
+    noisy = recognised(base, whole(samples + noise.astype(np.float32)), Options(language="en"))
     assert noisy.weakest < clean.weakest
     assert noisy.logprob < clean.logprob

@@ -12,22 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stt_cascade.engine.protocol import SAMPLE_RATE, Span
-from stt_cascade.engine.scores import (
-    WindowScores,
-    chosen_logprobs,
-    combine,
-    weakest_logprob,
-)
+from stt_cascade.engine.protocol import SAMPLE_RATE, Segment, Span, Utterance
+from stt_cascade.engine.scores import chosen_logprobs, weakest_logprob
+from stt_cascade.engine.transcript import join
 from stt_cascade.engine.windows import MAX_PAUSE_SECONDS, MAX_WINDOW_SECONDS, windows
 
 logprob = st.floats(-50, 0)
-window_scores = st.builds(
-    WindowScores,
+
+
+def heard(
+    seconds: float, avg_logprob: float, tokens: int, weakest: float
+) -> tuple[Span, Utterance]:
+    """A window and what an engine heard in it."""
+    segment = Segment(0.0, seconds, "yes", avg_logprob, 0.0)
+    utterance = Utterance("en", None, (segment,), avg_logprob, tokens, weakest)
+    return Span(0, round(seconds * SAMPLE_RATE)), utterance
+
+
+windows_heard = st.builds(
+    heard,
+    seconds=st.floats(0.1, 30),
     avg_logprob=logprob,
     tokens=st.integers(1, 200),
-    weakest=logprob,
-    seconds=st.floats(0.1, 30),
+    weakest=st.floats(0, 1),
 )
 
 
@@ -72,29 +79,25 @@ def test_a_suppressed_token_is_impossible_and_harms_no_other() -> None:
 
 
 def test_windows_weigh_by_their_tokens_and_by_their_length() -> None:
-    logprob, weakest = combine(
-        [
-            WindowScores(avg_logprob=-1.0, tokens=30, weakest=math.log(0.2), seconds=30),
-            WindowScores(avg_logprob=-2.0, tokens=10, weakest=math.log(0.8), seconds=10),
-        ]
-    )
-    assert logprob == pytest.approx(math.exp(-1.25))
-    assert weakest == pytest.approx(0.35)
+    joined = join([heard(30, -1.0, 30, 0.2), heard(10, -2.0, 10, 0.8)])
+    assert joined.logprob == pytest.approx(math.exp(-1.25))
+    assert joined.weakest == pytest.approx(0.35)
 
 
-def test_no_window_is_no_confidence() -> None:
-    assert combine([]) == (0.0, 0.0)
+@given(st.lists(windows_heard, min_size=1, max_size=5))
+def test_a_clip_is_as_sure_as_its_windows(several: list[tuple[Span, Utterance]]) -> None:
+    joined = join(several)
+    single = [join([one]) for one in several]
+    assert min(one.logprob for one in single) <= joined.logprob * (1 + 1e-9) + 1e-12
+    assert joined.logprob <= max(one.logprob for one in single) * (1 + 1e-9) + 1e-12
+    assert min(one.weakest for one in single) - 1e-9 <= joined.weakest
+    assert joined.weakest <= max(one.weakest for one in single) + 1e-9
 
 
-@given(st.lists(window_scores, min_size=1, max_size=5))
-def test_a_clip_is_as_sure_as_its_windows(several: list[WindowScores]) -> None:
-    logprob, weakest = combine(several)
-    single = [combine([window]) for window in several]
-    assert min(one[0] for one in single) <= logprob * (1 + 1e-9) + 1e-12
-    assert logprob <= max(one[0] for one in single) * (1 + 1e-9) + 1e-12
-    assert min(one[1] for one in single) - 1e-9 <= weakest <= max(one[1] for one in single) + 1e-9
-    assert 0 <= logprob <= 1
-    assert 0 <= weakest <= 1 + 1e-9
+@pytest.mark.parametrize("score", [math.nan, -math.inf])
+def test_scores_that_are_no_numbers_are_refused(score: float) -> None:
+    with pytest.raises(ArithmeticError, match="no numbers"):
+        join([heard(1, score, 5, 0.5)])
 
 
 def span(start: float, end: float) -> Span:

@@ -119,7 +119,7 @@ def test_the_waits_are_reported_refused_or_not(work: Work) -> None:
 def test_a_deadline_during_the_work_leaves_the_slot_taken(work: Work) -> None:
     async def test() -> None:
         slots = Slots("t", 1, 9)
-        with pytest.raises(DeadlineExceeded, match="during the inference"):
+        with pytest.raises(DeadlineExceeded, match="during the t"):
             await slots.run(work.named("a"), Deadline(0.02), audio_seconds=3)
         assert (slots.in_flight, slots.audio_seconds) == (1, 3)
         assert slots.oldest_seconds > 0

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.engine.protocol import Segment, Transcript
+from stt_cascade.engine.protocol import Segment
+from stt_cascade.engine.transcript import Transcript
 from stt_cascade.record import Record
 
 Reason = Literal["accepted", "no_speech", "low_confidence", "primary_error", "language"]

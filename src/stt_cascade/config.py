@@ -76,12 +76,26 @@ class TierConfig(BaseSettings):
     device: Literal["cpu", "cuda", "auto"] = Field("cuda", description="where the model runs")
     device_index: int = Field(0, ge=0, description="which GPU")
     compute_type: ComputeType = Field("default", description="CTranslate2's number format")
-    cpu_threads: int = Field(2, ge=1, le=256, description="threads of one inference")
+    cpu_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="threads of one inference; default 2, on a CPU the cores / MAX_CONCURRENCY",
+    )
     max_concurrency: int = Field(2, ge=1, le=64, description="inferences at the same time")
     max_queue: int | None = Field(
         None, ge=0, description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY"
     )
     beam_size: int = Field(1, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
+    short_clip_encoding: bool = Field(
+        False, description="encode what was said, not 30 s of it and silence"
+    )
+    languages: CommaSeparated = Field(
+        (), description="comma-separated codes that detection may choose from; none: all"
+    )
+    cache_dir: Path | None = Field(
+        None, description="folder for what the warm-up prepares; none: prepare it at each start"
+    )
     vad: bool = Field(True, description="detect speech first, and answer silence without inference")
 
     max_upload_mb: float = Field(
@@ -154,6 +168,9 @@ class PrimaryConfig(TierConfig):
 
     model_path: Path = Field(alias="CT2_SMALL_PATH", description="folder of the CTranslate2 model")
     compute_type: ComputeType = Field("float16", description="CTranslate2's number format")
+    short_clip_encoding: bool = Field(
+        True, description="encode what was said, not 30 s of it and silence"
+    )
 
     conf_logprob_threshold: float = Field(
         0.55, ge=0, le=1, description="escalate under this mean token probability"

@@ -28,6 +28,9 @@ class STTClient:
         api_key: bearer key, where the service wants one.
         timeout: seconds for a whole call.
         transport: another way to the wire, for tests.
+
+    Raises:
+        ValueError: the key cannot be sent in a header.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class STTClient:
         timeout: float = DEFAULT_TIMEOUT,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key may hold printable ASCII only")  # which is not shown
         self._timeout = timeout
         self._http = httpx2.AsyncClient(
             base_url=base_url,

@@ -72,6 +72,7 @@ class Secrets:
     """
 
     def __init__(self, config: TierConfig) -> None:
+        check_keys(config)
         self._started_with = config
         self._latest = config
         self._seen = self._contents(config)
@@ -120,6 +121,22 @@ class Secrets:
         if isinstance(config, PrimaryConfig):
             paths.append(config.fallback_api_key_file)
         return {path: _read(path) for path in paths if path is not None}
+
+
+def check_keys(config: TierConfig) -> None:
+    """See that the keys of a tier can be used.
+
+    Raises:
+        ConfigError: they cannot; a line for each mistake, with the settings file's name.
+    """
+    mistakes = []
+    for read in (api_keys, fallback_key):
+        try:
+            read(config)
+        except ConfigError as error:
+            mistakes.append(f"{config.source}: {error}" if config.source else str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 def api_keys(config: TierConfig) -> tuple[str, ...]:

@@ -22,16 +22,18 @@ class Slots:
     has begun holds its slot until its thread ends, so never more than `size` of them run.
 
     Args:
-        name: of the threads.
+        name: of the work, for messages and threads.
         size: slots.
         queue: callers that may wait.
     """
 
     def __init__(self, name: str, size: int, queue: int) -> None:
+        self._name = name
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._free = size
         self._queue = queue
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Callers in the queue, and whether they only continue what was let in before.
+        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
         self._running: dict[Future[Any], tuple[float, float]] = {}  # since when, audio seconds
         self._draining = False
         self.size = size
@@ -63,12 +65,14 @@ class Slots:
         deadline: Deadline,
         *,
         audio_seconds: float = 0.0,
+        admitted: bool = False,
         waited: Callable[[float], None] = lambda seconds: None,
     ) -> Result:
         """Run `work` in a thread as soon as a slot is free, and give the slot back when it ends.
 
         Args:
             audio_seconds: length of the audio that the work is about.
+            admitted: this continues work that was let in before: the queue takes it, full or not.
             waited: told the seconds in the queue, as soon as they are known, refused or not.
 
         Raises:
@@ -76,7 +80,7 @@ class Slots:
             Draining: the service stops, and the work had not begun.
             DeadlineExceeded: the deadline passed in the queue or during the work.
         """
-        await self._acquire(deadline, waited)
+        await self._acquire(deadline, admitted, waited)
         try:
             thread = self._executor.submit(work)
         except BaseException:
@@ -95,23 +99,26 @@ class Slots:
         outcome.add_done_callback(lambda late: late.cancelled() or late.exception())
         done, _ = await asyncio.wait({outcome}, timeout=deadline.remaining)
         if not done:
-            raise DeadlineExceeded("the deadline passed during the inference")
+            raise DeadlineExceeded(f"the deadline passed during the {self._name}")
         return outcome.result()
 
-    async def _acquire(self, deadline: Deadline, waited: Callable[[float], None]) -> None:
-        if self._draining:
+    async def _acquire(
+        self, deadline: Deadline, admitted: bool, waited: Callable[[float], None]
+    ) -> None:
+        if self._draining and not admitted:
             raise Draining("the service is stopping", retry_after=1)
         if self._free and not self._waiting:
             self._free -= 1
             waited(0.0)
             return
-        if len(self._waiting) >= self._queue:
+        if len(self._waiting) >= self._queue and not admitted:
             raise Overloaded(
                 f"{self.in_flight} requests are being worked on and {self.depth} wait already",
                 retry_after=1,
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        waiting = (turn, admitted)
+        self._waiting.append(waiting)
         since = time.monotonic()
         try:
             await asyncio.wait({turn}, timeout=deadline.remaining)
@@ -119,8 +126,8 @@ class Slots:
                 raise DeadlineExceeded("the deadline passed in the queue")
             turn.result()  # raises what `drain` put there
         except BaseException:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
             elif turn.done() and turn.exception() is None:
                 self._release()  # the slot was handed over in the moment the caller gave up
             raise
@@ -133,7 +140,7 @@ class Slots:
 
     def _release(self) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn, _ = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)  # the slot passes from hand to hand
                 return
@@ -142,9 +149,12 @@ class Slots:
     def drain(self) -> None:
         """Let nobody new in and send home who waits; what has begun goes on."""
         self._draining = True
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for turn, admitted in waiting:
+            if admitted:
+                self._waiting.append((turn, admitted))
+            elif not turn.done():
                 turn.set_exception(Draining("the service is stopping", retry_after=1))
 
     def close(self) -> None:

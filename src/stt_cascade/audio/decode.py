@@ -62,7 +62,7 @@ def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Sample
         raise InvalidAudio(f"the {demuxer} data cannot be decoded: {broken.strerror}")
     if count < MIN_SECONDS * SAMPLE_RATE:
         raise InvalidAudio(
-            f"the audio is {count / SAMPLE_RATE:.3f} s long; at least {MIN_SECONDS} s are needed"
+            f"the audio is {count / SAMPLE_RATE:.4f} s long; at least {MIN_SECONDS} s are needed"
         )
     return np.concatenate(blocks)
 

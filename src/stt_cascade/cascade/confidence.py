@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from stt_cascade.engine.protocol import Transcript
+from stt_cascade.engine.transcript import Transcript
 
 # Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han. Two characters
 # count as a word.

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
-from stt_cascade.answer import Answer, ErrorAnswer
+from stt_cascade.answer import Answer, ErrorAnswer, ErrorPart
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
@@ -25,7 +25,15 @@ BACKOFF_S = 0.1
 
 
 class FallbackError(Exception):
-    """The fallback gave no text; the message is for the caller and the log."""
+    """The fallback gave no text; the message is for the caller and the log.
+
+    Args:
+        theirs: the fallback's own error, if it answered with one.
+    """
+
+    def __init__(self, message: str, theirs: ErrorPart | None = None) -> None:
+        super().__init__(message)
+        self.theirs = theirs
 
 
 class FallbackClient:
@@ -140,7 +148,7 @@ def _read(response: httpx2.Response) -> Answer:
     except ValidationError:
         raise FallbackError(f"the fallback answered {response.status_code}") from None
     raise FallbackError(
-        f"the fallback answered {response.status_code} {theirs.type}: {theirs.message}"
+        f"the fallback answered {response.status_code} {theirs.type}: {theirs.message}", theirs
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from functools import partial
@@ -17,8 +16,10 @@ from stt_cascade.audio.speech import detect
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.cascade.decision import Accept, Policy, decide
 from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.cascade.recognise import recognise
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
-from stt_cascade.engine.protocol import Clip, Engine, Options, Span, Transcript
+from stt_cascade.engine.protocol import Clip, Engine, Options, Span
+from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import DeadlineExceeded, FallbackFailed, InvalidRequest, NotReady, Refusal
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import Metrics
@@ -38,8 +39,8 @@ class Tier(ABC):
         self._config = config
         self._metrics = metrics
         self.engine: Engine | None = None
-        self.slots = Slots("infer", config.max_concurrency, config.queue_limit)
-        self.decoding = Slots("decode", DECODERS, DECODERS + config.queue_limit)
+        self.slots = Slots("inference", config.max_concurrency, config.queue_limit)
+        self.decoding = Slots("decoding", DECODERS, DECODERS + config.queue_limit)
 
     @abstractmethod
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
@@ -81,20 +82,18 @@ class Tier(ABC):
     async def _infer(
         self, clip: Clip, options: Options, record: Record, deadline: Deadline
     ) -> tuple[Transcript, float]:
-        """Recognise the clip in a slot; also returns the seconds that it took."""
+        """Recognise the clip; also returns the seconds from the first slot to the last result."""
 
         def waited(seconds: float) -> None:
             record.queue_wait_ms = seconds * 1000
             self._metrics.queue_waited(seconds)
 
-        def work() -> tuple[Transcript, float]:
-            began = time.perf_counter()
-            transcript = _sound(self.loaded_engine.transcribe(clip, options))
-            return transcript, time.perf_counter() - began
-
-        transcript, seconds = await self.slots.run(
-            work, deadline, audio_seconds=clip.duration, waited=waited
+        began = time.perf_counter()
+        transcript, retries = await recognise(
+            self.loaded_engine, clip, options, self.slots, deadline, waited
         )
+        seconds = time.perf_counter() - began - (record.queue_wait_ms or 0) / 1000
+        self._metrics.full_context_retried(retries)
         self._metrics.text_scored(
             transcript.logprob, transcript.weakest, transcript.language_probability
         )
@@ -200,6 +199,9 @@ class Primary(Tier):
             theirs = await self._escalate(upload, record, deadline)
         except FallbackError as error:
             record.fallback_error = str(error)
+            if reason == "language" and error.theirs and error.theirs.type == InvalidRequest.type:
+                # Neither model knows the language: the request is wrong, not the fallback.
+                raise InvalidRequest(error.theirs.message) from error
             self._metrics.decided("failed")
             if transcript is not None and self._on_failure == "primary":
                 record.degraded = True
@@ -233,15 +235,6 @@ class Primary(Tier):
             seconds = time.perf_counter() - began
             record.fallback_infer_ms = seconds * 1000
             self._metrics.fallback_inferred(seconds)
-
-
-def _sound(transcript: Transcript) -> Transcript:
-    """The transcript, unless its scores are no numbers: no gate could judge those."""
-    scores = [transcript.logprob, transcript.weakest]
-    scores += [segment.avg_logprob for segment in transcript.segments]
-    if not all(map(math.isfinite, scores)):
-        raise ArithmeticError("the model's scores are no numbers")
-    return transcript
 
 
 def hear(upload: Upload, max_seconds: float, vad: bool) -> Clip:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from stt_cascade.cli import config, models
+from stt_cascade.cli import bench, config, models
 from stt_cascade.cli.demo import demo
 from stt_cascade.cli.score import score
 from stt_cascade.cli.transcribe import transcribe
@@ -23,3 +23,4 @@ app.command()(transcribe)
 app.command()(score)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")

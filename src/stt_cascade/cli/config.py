@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +31,12 @@ def check(
     """Show the settings in force, secrets masked; exit 1 with a line for each mistake."""
     from rich.console import Console
 
+    from stt_cascade.admission.keys import check_keys
     from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, load
 
+    if not file.is_file():
+        typer.echo(f"{file}: {os.strerror(errno.ENOENT)}", err=True)
+        raise typer.Exit(1)
     tier = tier or guess(file)
     if tier is None:
         typer.echo(f"{file}: whose settings are these? Say --tier primary or fallback.", err=True)
@@ -38,6 +44,7 @@ def check(
     model = PrimaryConfig if tier == "primary" else FallbackConfig
     try:
         config = load(model, file)
+        check_keys(config)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

@@ -6,9 +6,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import typer
 
 DEFAULT_URL = "http://127.0.0.1:8081"
 
@@ -22,7 +24,13 @@ class Endpoint:
 
 
 def find(url: str | None, key: str | None) -> Endpoint:
-    """The given address and key; what is not given comes from a running `stt up`."""
+    """The given address and key; what is not given comes from a running `stt up`.
+
+    Raises:
+        typer.BadParameter: the key cannot be sent in a header.
+    """
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter("the key may hold printable ASCII only", param_hint="--key")
     running = _announced()
     if url is not None:
         # A key is for one service only: it must not travel to another address.
@@ -35,7 +43,7 @@ def find(url: str | None, key: str | None) -> Endpoint:
 @contextmanager
 def announce(url: str, key: str) -> Iterator[None]:
     """While within it, `find` finds this service. The last one to be started is found."""
-    path = _state_file()
+    path = _state_folder() / f"up-{os.getpid()}.json"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = json.dumps({"url": url, "key": key, "pid": os.getpid()})
     # Made readable for its owner alone, and complete, before it gets its name.
@@ -46,23 +54,22 @@ def announce(url: str, key: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if path.is_file() and path.read_text() == text:
-            path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _announced() -> Endpoint | None:
-    path = _state_file()
-    try:
-        if path.stat().st_uid != os.getuid():
-            return None
-        state = json.loads(path.read_text())
-        os.kill(state["pid"], 0)  # a service that was killed could not take its file away
-        return Endpoint(state["url"], state["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no service of ours is running here
+    """The service that was started last and still runs."""
+    newest: tuple[float, Endpoint] | None = None
+    for path in _state_folder().glob("up-*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # one that was killed, or not ours
+            status = path.stat()
+            state = json.loads(path.read_text())
+            os.kill(state["pid"], 0)
+            if status.st_uid == os.getuid() and (newest is None or status.st_mtime > newest[0]):
+                newest = status.st_mtime, Endpoint(state["url"], state["key"])
+    return newest[1] if newest else None
 
 
-def _state_file() -> Path:
+def _state_folder() -> Path:
     base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) if base else Path(tempfile.gettempdir())
-    return folder / f"stt-cascade-{os.getuid()}" / "up.json"
+    return Path(base or tempfile.gettempdir()) / f"stt-cascade-{os.getuid()}"

@@ -17,19 +17,8 @@ from rich.table import Table
 
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
+from stt_cascade.labelled import MANIFEST, Labelled, read_manifest, word_errors
 from stt_sdk import Transcription
-
-MANIFEST = "manifest.jsonl"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A clip and what is said in it; an empty reference: nobody speaks."""
-
-    file: Path
-    text: str
-    language: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ def score(
     """
     try:
         clips = read_manifest(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{folder / MANIFEST}: {error}") from None
     endpoint = find(url, key)
     languages = [clip.language if forced and clip.text else None for clip in clips]
@@ -78,44 +67,10 @@ def score(
     raise typer.Exit(int(bool(report["failed"])))
 
 
-def read_manifest(folder: Path) -> list[Labelled]:
-    """The clips that a folder's manifest names.
-
-    Raises:
-        OSError, ValueError, KeyError: the manifest is not there, or not of that form.
-    """
-    clips = []
-    for line in (folder / MANIFEST).read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        clips.append(
-            Labelled(
-                file=folder / entry["file"],
-                text=entry["text"],
-                language=entry["language"],
-                source=entry.get("source", ""),
-            )
-        )
-    return clips
-
-
 def _scored(clip: Labelled, outcome: Outcome) -> Scored:
     heard = outcome.text if isinstance(outcome, Transcription) else ""
-    errors, words = word_errors(clip.text, heard, clip.language)
-    return Scored(clip, outcome, errors, words)
-
-
-def word_errors(reference: str, heard: str, language: str) -> tuple[int, int]:
-    """Wrong words (replaced, missing, added) and words of the reference, both normalized."""
-    import jiwer
-    from whisper_normalizer.basic import BasicTextNormalizer
-    from whisper_normalizer.english import EnglishTextNormalizer
-
-    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
-    wanted, got = normalize(reference).strip(), normalize(heard).strip()
-    if not wanted:
-        return len(got.split()), 0
-    counts = jiwer.process_words(wanted, got)
-    return counts.substitutions + counts.deletions + counts.insertions, len(wanted.split())
+    counts = word_errors(clip.text, heard, clip.language)
+    return Scored(clip, outcome, counts.errors, counts.words)
 
 
 def summarize(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -83,22 +83,27 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Transcript:
-    """What an engine heard.
+class Utterance:
+    """What an engine heard in one window. Times in seconds from the window's start.
 
     Attributes:
         language_probability: None when the language was given or the model knows only one.
-        logprob: mean token probability (geometric), end token included, as faster-whisper's
-            `exp(avg_logprob)`; segments weighted by their tokens.
+        avg_logprob: mean log-probability of the tokens, end token included, as faster-whisper's.
+        tokens: how many tokens that mean is over.
         weakest: probability (geometric mean) of the 3 least likely text tokens.
+        heard_until: where the decoder left the rest of the window to another decode, which it may
+            with timestamps; None: all of it was heard.
+        full_context: the short encoding went wrong, and the window was encoded in full after it.
     """
 
-    text: str
     language: str
     language_probability: float | None
     segments: tuple[Segment, ...]
-    logprob: float
+    avg_logprob: float
+    tokens: int
     weakest: float
+    full_context: bool = False
+    heard_until: float | None = None
 
 
 class Engine(Protocol):
@@ -115,5 +120,5 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Do what makes only the first inference slow."""
 
-    def transcribe(self, clip: Clip, options: Options) -> Transcript:
-        """Recognise the clip's speech, of which there is some."""
+    def transcribe(self, samples: Samples, options: Options) -> Utterance:
+        """Recognise the speech in one window: shape (n,), at most 30 s, as in `Clip`."""

@@ -1,63 +1,37 @@
 """Whisper on CTranslate2.
 
-faster-whisper brings the model's surroundings (log-mel, tokenizer, prompt, word alignment); the
-decoding itself is ours, because only the decode's own logits can say how sure it was, and one
-encoding serves both the language detection and the text.
+faster-whisper brings the model's surroundings (log-mel, tokenizer, prompt, word alignment).
+Encoding and decoding are ours: a short clip's cost lies there, only the decode's own logits can say
+how sure it was, and one encoding serves both the language detection and the text.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
-import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
-from faster_whisper.audio import pad_or_trim
 from faster_whisper.tokenizer import Tokenizer
-from faster_whisper.transcribe import get_suppressed_tokens
 
+from stt_cascade.engine.decoding import Decoded, decode
+from stt_cascade.engine.encoding import Encoder, Encoding, FullEncoder, ShortEncoder, ShortForm
 from stt_cascade.engine.protocol import (
     SAMPLE_RATE,
-    Clip,
     Options,
     Samples,
     Segment,
-    Span,
-    Transcript,
+    Utterance,
     Word,
 )
-from stt_cascade.engine.scores import WindowScores, chosen_logprobs, combine, weakest_logprob
-from stt_cascade.engine.windows import windows
+from stt_cascade.engine.tail import tail
 
-FRAMES_PER_SECOND = 100
-WINDOW_FRAMES = 3000
 SECONDS_PER_TIMESTAMP = 0.02
-# Whisper's own constant: a text may start at most this late in its window.
-MAX_INITIAL_TIMESTAMP = 50
 # Of a window that is decoded in two goes, each part is at least this long.
 MIN_PART_SECONDS = 0.5
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """The encoder's output for one window, and how many of its frames are the clip's."""
-
-    output: Any  # ctranslate2.StorageView, shape (1, 1500, hidden)
-    frames: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One window's tokens (end token excluded) and what the decoder thought of them."""
-
-    tokens: list[int]
-    scores: WindowScores
-    no_speech_prob: float
 
 
 class WhisperEngine:
@@ -70,9 +44,13 @@ class WhisperEngine:
         workers: inferences at the same time. The caller's own gate must agree: CTranslate2 runs
             more than this one after the other.
         beam_size: hypotheses kept; 1 is greedy.
+        short: encode what was said, in that form; None: 30 s whatever was said.
+        languages: restricts the detection; empty: all that the model knows.
+        cache: folder for what the warm-up prepares; None: prepare it at each start.
 
     Raises:
-        OSError, RuntimeError, ValueError: the folder holds no model, or the device cannot run it.
+        OSError, RuntimeError, ValueError: the folder holds no model, or the device cannot run it,
+            or it knows none of the languages.
     """
 
     def __init__(
@@ -85,6 +63,9 @@ class WhisperEngine:
         cpu_threads: int = 1,
         workers: int = 1,
         beam_size: int = 1,
+        short: ShortForm | None = None,
+        languages: frozenset[str] = frozenset(),
+        cache: Path | None = None,
     ) -> None:
         # faster-whisper would take a missing folder for a name and ask the model hub for it.
         if not (path / "model.bin").is_file():
@@ -103,6 +84,15 @@ class WhisperEngine:
         self._languages = frozenset(
             code for code in self._model.supported_languages if token(f"<|{code}|>") is not None
         )
+        self._detectable = languages & self._languages if languages else self._languages
+        if not self._detectable:
+            raise ValueError(f"the model knows none of the languages {', '.join(languages)}")
+        full = FullEncoder(self._model)
+        self._full: Encoder = full
+        self._encoder: Encoder = full
+        if short is not None:
+            states = tail(self._model, path / "model.bin", short.spoken_tail, cache)
+            self._encoder = ShortEncoder(self._model, short, states, full)
 
     @property
     def languages(self) -> frozenset[str]:
@@ -113,50 +103,53 @@ class WhisperEngine:
         return str(self._model.model.device)
 
     def warm_up(self) -> None:
-        second = np.zeros(SAMPLE_RATE, np.float32)
-        self.transcribe(Clip(second, (Span(0, len(second)),)), Options())
+        self.transcribe(np.zeros(SAMPLE_RATE, np.float32), Options(timestamps="word"))
 
-    def transcribe(self, clip: Clip, options: Options) -> Transcript:
-        language, probability = options.language, None
-        if len(self.languages) == 1:
-            (language,) = self.languages
-        segments: list[Segment] = []
-        scores: list[WindowScores] = []
-        left = deque(windows(clip.speech))
-        while left:
-            window = left.popleft()
-            encoding = self._encode(clip.samples[window.start : window.end])
-            if language is None:
-                language, probability = self._detect_language(encoding)
+    def transcribe(self, samples: Samples, options: Options) -> Utterance:
+        encoding = self._encoder.encode(samples)
+        language, probability = self._language(encoding, options)
+        tokenizer = self._tokenizer(language, options)
+        decoded = decode(self._model, encoding, tokenizer, options, beam_size=self._beam_size)
+        again = decoded.suspect and self._encoder is not self._full
+        if again:
+            # Once, and in the same slot: the net under the short encoding.
+            encoding = self._full.encode(samples)
+            language, probability = self._language(encoding, options)
             tokenizer = self._tokenizer(language, options)
-            decoded = self._decode(encoding, tokenizer, options)
-            scores.append(decoded.scores)
-            pieces = self._segments(encoding, decoded, tokenizer, options, window)
-            segments += pieces
-            if pieces and broke_off(decoded.tokens, tokenizer.timestamp_begin):
-                rest = Span(round(pieces[-1].end * SAMPLE_RATE), window.end)
-                if min(rest.seconds, window.seconds - rest.seconds) >= MIN_PART_SECONDS:
-                    left.appendleft(rest)
-        if language is None:
-            raise ValueError("a clip without speech has no transcript")
-        logprob, weakest = combine(scores)
-        return Transcript(
-            text=" ".join(segment.text for segment in segments),
+            decoded = decode(self._model, encoding, tokenizer, options, beam_size=self._beam_size)
+        duration = len(samples) / SAMPLE_RATE
+        segments = self._segments(encoding, decoded, tokenizer, options, duration)
+        heard_until = None
+        if segments and broke_off(decoded.tokens, tokenizer.timestamp_begin):
+            heard_until = segments[-1].end
+            if min(heard_until, duration - heard_until) < MIN_PART_SECONDS:
+                heard_until = None
+        return Utterance(
             language=language,
             language_probability=probability,
-            segments=tuple(segments),
-            logprob=logprob,
-            weakest=weakest,
+            segments=segments,
+            avg_logprob=decoded.avg_logprob,
+            tokens=len(decoded.tokens) + 1,
+            weakest=math.exp(decoded.weakest),
+            full_context=again,
+            heard_until=heard_until,
         )
 
-    def _encode(self, samples: Samples) -> Encoding:
-        features = self._model.feature_extractor(samples)
-        frames = min(features.shape[-1] - 1, WINDOW_FRAMES)
-        return Encoding(self._model.encode(pad_or_trim(features[:, :frames])), frames)
-
-    def _detect_language(self, encoding: Encoding) -> tuple[str, float]:
-        token, probability = self._model.model.detect_language(encoding.output)[0][0]
-        return token.removeprefix("<|").removesuffix("|>"), float(probability)
+    def _language(self, encoding: Encoding, options: Options) -> tuple[str, float | None]:
+        """The language, and how probable it is if it was detected."""
+        if len(self._languages) == 1:
+            return next(iter(self._languages)), None
+        if options.language is not None:
+            return options.language, None
+        found = [
+            (token.removeprefix("<|").removesuffix("|>"), float(probability))
+            for token, probability in self._model.model.detect_language(encoding.output)[0]
+        ]
+        allowed = [item for item in found if item[0] in self._detectable]
+        language, probability = allowed[0]
+        # Among the allowed ones alone: the rest cannot be spoken.
+        total = sum(item[1] for item in allowed)
+        return language, probability / total if total else 0.0
 
     def _tokenizer(self, language: str, options: Options) -> Tokenizer:
         return Tokenizer(
@@ -166,73 +159,18 @@ class WhisperEngine:
             language=language,
         )
 
-    def _decode(self, encoding: Encoding, tokenizer: Tokenizer, options: Options) -> Decoded:
-        history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
-        prompt = self._model.get_prompt(
-            tokenizer, history, without_timestamps=options.timestamps == "none"
-        )
-        greedy = self._beam_size == 1
-        result = self._model.model.generate(
-            encoding.output,
-            [prompt],
-            beam_size=self._beam_size,
-            max_length=self._model.max_length,
-            return_scores=True,
-            return_no_speech_prob=True,
-            # With a beam, CTranslate2 hands over one step's logits only.
-            return_logits_vocab=greedy,
-            suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
-            max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
-        )[0]
-        tokens: list[int] = list(result.sequences_ids[0])
-        text_tokens = [token for token in tokens if token < tokenizer.eot]
-        if greedy:
-            steps = (_to_numpy(step) for step in result.logits[0])
-            logprobs = [
-                logprob
-                for token, logprob in zip(tokens, chosen_logprobs(steps, tokens), strict=True)
-                if token < tokenizer.eot
-            ]
-        else:
-            logprobs = self._aligned_logprobs(encoding, tokenizer, text_tokens)
-        return Decoded(
-            tokens=tokens,
-            scores=WindowScores(
-                # The score is the sum over the tokens, divided by their number; faster-whisper
-                # counts the end token in.
-                avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
-                tokens=len(tokens) + 1,
-                weakest=weakest_logprob(logprobs),
-                seconds=encoding.frames / FRAMES_PER_SECOND,
-            ),
-            no_speech_prob=float(result.no_speech_prob),
-        )
-
-    def _aligned_logprobs(
-        self, encoding: Encoding, tokenizer: Tokenizer, text_tokens: list[int]
-    ) -> list[float]:
-        if not text_tokens:
-            return []
-        aligned = self._model.model.align(
-            encoding.output, tokenizer.sot_sequence, [text_tokens], encoding.frames
-        )[0]
-        # A probability that underflowed to 0 still needs a logarithm.
-        floor = np.finfo(np.float32).tiny
-        return np.log(np.maximum(aligned.text_token_probs, floor)).tolist()  # type: ignore[no-any-return]
-
     def _segments(
         self,
         encoding: Encoding,
         decoded: Decoded,
         tokenizer: Tokenizer,
         options: Options,
-        window: Span,
-    ) -> list[Segment]:
-        offset = window.start / SAMPLE_RATE
+        duration: float,
+    ) -> tuple[Segment, ...]:
         pieces: list[dict[str, Any]] = [
             {"seek": 0, "start": start, "end": end, "tokens": tokens}
             for start, end, tokens in split_at_timestamps(
-                decoded.tokens, tokenizer.timestamp_begin, window.seconds
+                decoded.tokens, tokenizer.timestamp_begin, duration
             )
         ]
         if options.timestamps == "word" and pieces:
@@ -245,17 +183,17 @@ class WhisperEngine:
                 APPEND_PUNCTUATION,
                 0.0,
             )
-        return [
+        return tuple(
             Segment(
-                start=round(offset + piece["start"], 3),
-                end=round(offset + min(piece["end"], window.seconds), 3),
+                start=min(piece["start"], duration),
+                end=min(piece["end"], duration),
                 text=text,
-                avg_logprob=decoded.scores.avg_logprob,
+                avg_logprob=decoded.avg_logprob,
                 no_speech_prob=decoded.no_speech_prob,
                 words=tuple(
                     Word(
-                        start=round(offset + float(word["start"]), 3),
-                        end=round(offset + float(word["end"]), 3),
+                        start=min(float(word["start"]), duration),
+                        end=min(float(word["end"]), duration),
                         word=word["word"],
                         probability=float(word["probability"]),
                     )
@@ -264,7 +202,7 @@ class WhisperEngine:
             )
             for piece in pieces
             if (text := tokenizer.decode(piece["tokens"]).strip())
-        ]
+        )
 
 
 def split_at_timestamps(
@@ -297,10 +235,3 @@ def broke_off(tokens: list[int], timestamp_begin: int) -> bool:
     (openai-whisper's `transcribe.py`, `single_timestamp_ending`).
     """
     return len(tokens) >= 2 and min(tokens[-2:]) >= timestamp_begin
-
-
-def _to_numpy(logits: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One step's logits, wherever they are, as float32 of shape (vocabulary,)."""
-    if logits.device != "cpu":
-        logits = logits.to_device(ctranslate2.Device.cpu)
-    return np.asarray(logits).astype(np.float32, copy=False).reshape(-1)

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stt_cascade.config import TierConfig, load
+from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.errors import MethodNotAllowed, NotFound
 from stt_cascade.http.auth import Authentication
@@ -39,7 +40,7 @@ def create_app(config: TierConfig, engine: Engine | None = None) -> FastAPI:
     Raises:
         ConfigError: a key file cannot be used.
     """
-    service = Service(config, _load_whisper if engine is None else lambda _: engine)
+    service = Service(config, load_whisper if engine is None else lambda _: engine)
     app = FastAPI(
         title=f"stt-cascade, {config.tier}",
         version=__version__,
@@ -67,20 +68,6 @@ def create_app(config: TierConfig, engine: Engine | None = None) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     return app
-
-
-def _load_whisper(config: TierConfig) -> Engine:
-    from stt_cascade.engine.whisper import WhisperEngine
-
-    return WhisperEngine(
-        config.model_path,
-        device=config.device,
-        device_index=config.device_index,
-        compute_type=config.compute_type,
-        cpu_threads=config.cpu_threads,
-        workers=config.max_concurrency,
-        beam_size=config.beam_size,
-    )
 
 
 async def _as_refusal(request: Request, error: HTTPException) -> Response:

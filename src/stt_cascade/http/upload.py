@@ -21,6 +21,8 @@ LANGUAGES = frozenset(_LANGUAGE_CODES)
 AUDIO_FIELDS = ("audio", "file")
 TEXT_FIELDS = ("language", "prompt", "timestamps", "task")
 MAX_PARTS = 16
+# Whisper looks at no more than 223 tokens of a prompt.
+MAX_FIELD_BYTES = 16 * 1024
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -91,8 +93,10 @@ class _Form:
             self._begin(event)
         elif event is not None:
             self._current += event
-            if len(self._current) > (self._limit if self._name == "audio" else ENVELOPE_BYTES):
+            if self._name == "audio" and len(self._current) > self._limit:
                 raise _too_large(self._limit)
+            if self._name != "audio" and len(self._current) > MAX_FIELD_BYTES:
+                raise InvalidRequest(f"{self._name} is longer than {MAX_FIELD_BYTES} bytes")
 
     def _begin(self, part: MultipartSegment) -> None:
         name = part.name or ""

@@ -87,6 +87,9 @@ class Metrics:
         self._conf_below = counter("stt_conf_below_total", "Gates that failed.", "gate")
         self._rejected = counter("stt_rejected_total", "Requests turned away.", "reason")
         self._no_speech = counter("stt_no_speech_total", "Clips in which nobody speaks.")
+        self._full_context = counter(
+            "stt_full_context_retries_total", "Windows encoded anew, in full, after a loop."
+        )
         self._audio = counter("stt_audio_seconds_total", "Seconds of audio decoded.")
         self._total = seconds("stt_request_total_seconds", "End to end, answers 200.")
         self._slo = seconds("stt_slo_request_seconds", "The same, clips up to SLO_CLIP_SECONDS.")
@@ -140,6 +143,10 @@ class Metrics:
 
     def audio_decoded(self, seconds: float) -> None:
         self._audio.inc(seconds)
+
+    def full_context_retried(self, times: int) -> None:
+        """So many short encodings of a clip went wrong, and were encoded in full."""
+        self._full_context.inc(times)
 
     def no_speech(self) -> None:
         self._no_speech.inc()

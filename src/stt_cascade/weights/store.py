@@ -132,7 +132,7 @@ def _helpless(spec: Spec, root: Path, failures: list[str]) -> str:
             *(f"  - {failure}" for failure in failures),
             f"What helps: a network or a proxy (HTTPS_PROXY), {index}or a copy from another"
             f" machine: put {names} into {root / spec.folder}, then run"
-            f" `stt models verify {spec.name}`.",
+            f" `stt models verify {spec.name} --root {root}`.",
         )
     )
 

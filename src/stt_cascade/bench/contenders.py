@@ -1,0 +1,201 @@
+"""What is measured: our engine, and faster-whisper as people run it.
+
+Each contender lives in a process of its own, so that its memory is its own, and is idle while
+another one works.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from stt_cascade.engine.encoding import ShortForm
+from stt_cascade.engine.protocol import Options, Samples
+
+Transcribe = Callable[[Samples, str], "Heard"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The same for all contenders."""
+
+    model: Path
+    device: str
+    compute_type: str
+    threads: int
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A text, the seconds that it took, and how many windows were encoded anew in full."""
+
+    text: str
+    seconds: float = 0.0
+    retries: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of some clips worked on together: wall-clock seconds, peak memory in MiB."""
+
+    heard: list[Heard]
+    seconds: float
+    peak_rss_mib: float
+
+
+def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # noqa: B008  # frozen
+    """This project's engine, speech detection included, language detected."""
+    from stt_cascade.audio.speech import detect
+    from stt_cascade.engine.transcript import join
+    from stt_cascade.engine.whisper import WhisperEngine
+    from stt_cascade.engine.windows import windows
+
+    engine = WhisperEngine(
+        setup.model,
+        device=setup.device,
+        compute_type=setup.compute_type,
+        cpu_threads=setup.threads,
+        workers=setup.concurrency,
+        short=form,
+    )
+
+    def transcribe(samples: Samples, language: str) -> Heard:
+        options, heard = Options(), []
+        for span in windows(detect(samples)):
+            utterance = engine.transcribe(samples[span.start : span.end], options)
+            options = Options(language=utterance.language)
+            heard.append((span, utterance))
+        retries = sum(utterance.full_context for _, utterance in heard)
+        return Heard(join(heard).text if heard else "", retries=retries)
+
+    return transcribe
+
+
+def shipped(setup: Setup) -> Transcribe:
+    """faster-whisper with its defaults: beam 5, language detected, timestamps, temperatures."""
+    model = _faster_whisper(setup)
+
+    def transcribe(samples: Samples, language: str) -> Heard:
+        segments, _ = model.transcribe(samples)
+        return Heard(" ".join(segment.text.strip() for segment in segments))
+
+    return transcribe
+
+
+def tuned(setup: Setup) -> Transcribe:
+    """faster-whisper set for speed: greedy, one temperature, no timestamps, language given, VAD."""
+    model = _faster_whisper(setup)
+
+    def transcribe(samples: Samples, language: str) -> Heard:
+        segments, _ = model.transcribe(
+            samples,
+            language=language,
+            beam_size=1,
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
+            vad_filter=True,
+        )
+        return Heard(" ".join(segment.text.strip() for segment in segments))
+
+    return transcribe
+
+
+def batched(setup: Setup) -> Transcribe:
+    """faster-whisper's batched pipeline, greedy, language detected."""
+    from faster_whisper import BatchedInferencePipeline
+
+    pipeline = BatchedInferencePipeline(_faster_whisper(setup))
+
+    def transcribe(samples: Samples, language: str) -> Heard:
+        segments, _ = pipeline.transcribe(samples, beam_size=1, temperature=0.0, batch_size=8)
+        return Heard(" ".join(segment.text.strip() for segment in segments))
+
+    return transcribe
+
+
+CONTENDERS: dict[str, Callable[[Setup], Transcribe]] = {
+    "ours": ours,
+    "faster-whisper as shipped": shipped,
+    "faster-whisper tuned": tuned,
+    "faster-whisper batched": batched,
+}
+
+
+PEERS = tuple(CONTENDERS)
+
+# One constant at a time, away from what is in force; docs/engine.md has the table.
+ABLATIONS: dict[str, ShortForm | None] = {
+    "30 s encoding": None,
+    "as in force": ShortForm(),
+    "margin 1 s": ShortForm(margin=1.0),
+    "margin 3 s": ShortForm(margin=3.0),
+    "margin 5 s": ShortForm(margin=5.0),
+    "edge 0 s": ShortForm(edge=0.0),
+    "edge 1 s": ShortForm(edge=1.0),
+    "whole tail": ShortForm(stride=1),
+    "every 3rd of the tail": ShortForm(stride=3),
+    "silence tail": ShortForm(spoken_tail=False),
+    "whole silence tail": ShortForm(stride=1, spoken_tail=False),
+}
+CONTENDERS |= {name: partial(ours, form=form) for name, form in ABLATIONS.items()}
+
+
+def _faster_whisper(setup: Setup) -> Any:
+    from faster_whisper import WhisperModel
+
+    return WhisperModel(
+        str(setup.model),
+        device=setup.device,
+        compute_type=setup.compute_type,
+        cpu_threads=setup.threads,
+        num_workers=setup.concurrency,
+    )
+
+
+class Contender:
+    """A contender in its own process."""
+
+    def __init__(self, name: str, setup: Setup) -> None:
+        self.name = name
+        # A fresh interpreter: a forked one would carry this one's memory along.
+        self._process = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=_start, initargs=(name, setup)
+        )
+
+    def run(self, clips: Sequence[tuple[Samples, str]]) -> Batch:
+        """Transcribe (samples, language) pairs, as many at once as the setup says."""
+        return self._process.submit(_run, list(clips)).result()
+
+    def close(self) -> None:
+        self._process.shutdown()
+
+
+_transcribe: Transcribe
+_threads: ThreadPoolExecutor
+
+
+def _start(name: str, setup: Setup) -> None:
+    global _transcribe, _threads
+    _transcribe = CONTENDERS[name](setup)
+    _threads = ThreadPoolExecutor(setup.concurrency)
+
+
+def _run(clips: list[tuple[Samples, str]]) -> Batch:
+    def one(clip: tuple[Samples, str]) -> Heard:
+        began = time.perf_counter()
+        heard = _transcribe(*clip)
+        return Heard(heard.text, time.perf_counter() - began, heard.retries)
+
+    began = time.perf_counter()
+    heard = list(_threads.map(one, clips))
+    seconds = time.perf_counter() - began
+    return Batch(heard, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

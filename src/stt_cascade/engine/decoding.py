@@ -1,0 +1,133 @@
+"""Decoding an encoded window, the scores of the decode, and the net under it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ctranslate2
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
+
+from stt_cascade.engine.encoding import FRAMES_PER_SECOND, Encoding
+from stt_cascade.engine.protocol import Options
+from stt_cascade.engine.scores import chosen_logprobs, weakest_logprob
+
+# Whisper's own constant: a text may start at most this late (in steps of 20 ms) in its window.
+MAX_INITIAL_TIMESTAMP = 50
+# Whisper's own limit on the text of one window.
+MAX_TOKENS = 224
+# Nobody speaks faster: the densest speech in the test sets has 8 tokens a second in Latin
+# scripts, and scripts that the tokenizer knows only by bytes need about three times as many.
+TOKENS_PER_SECOND = 25
+TOKENS_AT_LEAST = 24
+# faster-whisper's own threshold for a text that repeats itself.
+MAX_COMPRESSION_RATIO = 2.4
+# The same few tokens, this often in a row.
+MAX_REPEATS = 4
+LONGEST_REPEAT = 8  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One window's tokens (end token excluded) and what the decoder thought of them.
+
+    Attributes:
+        avg_logprob: as faster-whisper has it, end token included.
+        weakest: mean log-probability of the weakest text tokens.
+        suspect: it looks like a loop.
+    """
+
+    tokens: list[int]
+    avg_logprob: float
+    weakest: float
+    no_speech_prob: float
+    suspect: bool
+
+
+def decode(
+    model: WhisperModel,
+    encoding: Encoding,
+    tokenizer: Tokenizer,
+    options: Options,
+    *,
+    beam_size: int,
+) -> Decoded:
+    """Decode once: no ladder of temperatures, since a tier that doubts can escalate."""
+    history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
+    prompt = model.get_prompt(tokenizer, history, without_timestamps=options.timestamps == "none")
+    cap = token_cap(encoding.frames / FRAMES_PER_SECOND)
+    greedy = beam_size == 1
+    result = model.model.generate(
+        encoding.output,
+        [prompt],
+        beam_size=beam_size,
+        max_length=2 * cap,  # CTranslate2 halves it, as Whisper does with its context
+        return_scores=True,
+        return_no_speech_prob=True,
+        # With a beam, CTranslate2 hands over one step's logits only.
+        return_logits_vocab=greedy,
+        suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
+        max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
+    )[0]
+    tokens: list[int] = list(result.sequences_ids[0])
+    text_tokens = [token for token in tokens if token < tokenizer.eot]
+    if greedy:
+        steps = (_logits(step) for step in result.logits[0])
+        logprobs = [
+            logprob
+            for token, logprob in zip(tokens, chosen_logprobs(steps, tokens), strict=True)
+            if token < tokenizer.eot
+        ]
+    else:
+        logprobs = _aligned_logprobs(model, encoding, tokenizer, text_tokens)
+    return Decoded(
+        tokens=tokens,
+        # The score is the sum over the tokens, divided by their number; faster-whisper counts the
+        # end token in.
+        avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+        weakest=weakest_logprob(logprobs),
+        no_speech_prob=float(result.no_speech_prob),
+        suspect=len(tokens) >= cap or repeats(text_tokens, tokenizer.decode(text_tokens)),
+    )
+
+
+def token_cap(seconds: float) -> int:
+    """Tokens that a window of that length may have."""
+    return min(MAX_TOKENS, TOKENS_AT_LEAST + math.ceil(TOKENS_PER_SECOND * seconds))
+
+
+def repeats(tokens: list[int], text: str) -> bool:
+    """Whether a text repeats itself as a decoder in a loop does."""
+    if get_compression_ratio(text) > MAX_COMPRESSION_RATIO:
+        return True
+    for length in range(1, LONGEST_REPEAT + 1):
+        run = 0
+        for index in range(length, len(tokens)):
+            run = run + 1 if tokens[index] == tokens[index - length] else 0
+            if run >= length * (MAX_REPEATS - 1):
+                return True
+    return False
+
+
+def _aligned_logprobs(
+    model: WhisperModel, encoding: Encoding, tokenizer: Tokenizer, text_tokens: list[int]
+) -> list[float]:
+    if not text_tokens:
+        return []
+    aligned = model.model.align(
+        encoding.output, tokenizer.sot_sequence, [text_tokens], encoding.frames
+    )[0]
+    # A probability that underflowed to 0 still needs a logarithm.
+    floor = np.finfo(np.float32).tiny
+    return np.log(np.maximum(aligned.text_token_probs, floor)).tolist()  # type: ignore[no-any-return]
+
+
+def _logits(step: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """One step's logits, wherever they are, as float32 of shape (vocabulary,)."""
+    if step.device != "cpu":
+        step = step.to_device(ctranslate2.Device.cpu)
+    return np.asarray(step).astype(np.float32, copy=False).reshape(-1)

@@ -1,0 +1,119 @@
+"""Encoding a window: as Whisper was trained, all 30 s of it, or only what was said.
+
+Whisper's encoder takes 30 s whatever was said, and the decoder stops well only if it sees 30 s of
+encoder output. The short encoding therefore encodes the window and a little silence after it, drops
+the last part, which saw the cut, and appends the rest from a prepared tail: what the encoder makes,
+at those positions, of the silence after speech. docs/engine.md has the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ctranslate2
+import numpy as np
+import numpy.typing as npt
+from faster_whisper import WhisperModel
+from faster_whisper.audio import pad_or_trim
+
+from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
+
+FRAMES_PER_SECOND = 100
+WINDOW_FRAMES = 3000
+POSITIONS = 1500  # of the encoder's output for 30 s
+POSITIONS_PER_SECOND = 50
+
+States = npt.NDArray[Any]  # encoder output, shape (positions, hidden), float32 or float16
+
+
+@dataclass(frozen=True, slots=True)
+class ShortForm:
+    """How a window is encoded short. docs/engine.md, "Constants", says why these.
+
+    Attributes:
+        margin: seconds of silence encoded after the window.
+        edge: seconds dropped again at the end, where the encoder saw the cut.
+        stride: of the tail, each so many-th position is appended: fewer are quicker to attend to,
+            too few do not stop the decoder.
+        spoken_tail: the tail is made after speech; else of digital silence alone.
+    """
+
+    margin: float = 2.0
+    edge: float = 0.5
+    stride: int = 2
+    spoken_tail: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The encoder's output for one window.
+
+    Attributes:
+        output: ctranslate2.StorageView, shape (1, positions, hidden).
+        frames: how many of the mel frames, 10 ms each, are the window's own.
+    """
+
+    output: Any
+    frames: int
+
+
+class Encoder(Protocol):
+    """Samples of one window (shape (n,), at most 30 s, 16 kHz) in, encoder output out."""
+
+    def encode(self, samples: Samples) -> Encoding: ...
+
+
+class FullEncoder:
+    """Encodes 30 s whatever the window, exactly as faster-whisper does."""
+
+    def __init__(self, model: WhisperModel) -> None:
+        self._model = model
+
+    def encode(self, samples: Samples) -> Encoding:
+        features = self._model.feature_extractor(samples)
+        frames = min(features.shape[-1] - 1, WINDOW_FRAMES)
+        return Encoding(self._model.encode(pad_or_trim(features[:, :frames])), frames)
+
+
+class ShortEncoder:
+    """Encodes what was said, and appends the tail.
+
+    Args:
+        tail: shape (1500, hidden), see `tail.py`.
+        full: for windows so long that nothing is saved.
+    """
+
+    def __init__(
+        self, model: WhisperModel, form: ShortForm, tail: States, full: FullEncoder
+    ) -> None:
+        self._model = model
+        self._form = form
+        self._tail = tail
+        self._full = full
+
+    def encode(self, samples: Samples) -> Encoding:
+        padded = np.pad(samples, (0, int(self._form.margin * SAMPLE_RATE)))
+        frames = len(padded) * FRAMES_PER_SECOND // SAMPLE_RATE
+        if frames >= WINDOW_FRAMES:
+            return self._full.encode(samples)
+        # The encoder halves the frames, so it wants an even number of them.
+        features = self._model.feature_extractor(padded, padding=0)[:, : frames // 2 * 2]
+        states = to_host(encode_features(self._model, features))[0]
+        states = states[: len(states) - int(self._form.edge * POSITIONS_PER_SECOND)]
+        joined = np.concatenate([states, self._tail[len(states) :: self._form.stride]])
+        output = ctranslate2.StorageView.from_array(joined[np.newaxis].astype(states.dtype))
+        return Encoding(output, len(samples) * FRAMES_PER_SECOND // SAMPLE_RATE)
+
+
+def encode_features(model: WhisperModel, features: npt.NDArray[np.float32]) -> Any:
+    """Log-mel (shape (mels, frames)) through the encoder; the output is on the host."""
+    batch = ctranslate2.StorageView.from_array(np.ascontiguousarray(features[np.newaxis]))
+    return model.model.encode(batch, to_cpu=True)
+
+
+def to_host(view: Any) -> npt.NDArray[Any]:
+    """A StorageView on the host as an array; bfloat16, which NumPy lacks, as float32."""
+    if view.dtype == ctranslate2.DataType.bfloat16:
+        view = view.to(ctranslate2.DataType.float32)
+    return np.array(view)

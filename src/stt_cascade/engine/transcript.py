@@ -1,0 +1,69 @@
+"""A clip's transcript, joined from those of its windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from stt_cascade.engine.protocol import SAMPLE_RATE, Segment, Span, Utterance
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was heard in a clip. Times in seconds from the clip's start.
+
+    Attributes:
+        language_probability: None when the language was given or the model knows only one.
+        logprob: mean token probability (geometric), end token included, as faster-whisper's
+            `exp(avg_logprob)`; windows weighted by their tokens.
+        weakest: probability (geometric mean) of the 3 least likely text tokens of a window;
+            windows weighted by their duration.
+    """
+
+    text: str
+    language: str
+    language_probability: float | None
+    segments: tuple[Segment, ...]
+    logprob: float
+    weakest: float
+
+
+def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
+    """One transcript of a clip's windows, in order; its language is that of the first.
+
+    Raises:
+        ArithmeticError: the scores are no numbers, so that no gate could judge them.
+    """
+    tokens = sum(utterance.tokens for _, utterance in heard)
+    seconds = sum(span.seconds for span, _ in heard)
+    segments = tuple(
+        _moved(segment, span.start / SAMPLE_RATE)
+        for span, utterance in heard
+        for segment in utterance.segments
+    )
+    logprob = math.exp(sum(u.avg_logprob * u.tokens for _, u in heard) / tokens)
+    weakest = sum(u.weakest * span.seconds for span, u in heard) / seconds
+    if not all(map(math.isfinite, (logprob, weakest, *(s.avg_logprob for s in segments)))):
+        raise ArithmeticError("the model's scores are no numbers")
+    first = heard[0][1]
+    return Transcript(
+        text=" ".join(segment.text for segment in segments),
+        language=first.language,
+        language_probability=first.language_probability,
+        segments=segments,
+        logprob=logprob,
+        weakest=weakest,
+    )
+
+
+def _moved(segment: Segment, seconds: float) -> Segment:
+    return replace(
+        segment,
+        start=round(segment.start + seconds, 3),
+        end=round(segment.end + seconds, 3),
+        words=tuple(
+            replace(word, start=round(word.start + seconds, 3), end=round(word.end + seconds, 3))
+            for word in segment.words
+        ),
+    )

@@ -1,0 +1,112 @@
+"""Labelled clips, and how wrong a text is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A clip and what is said in it; an empty reference: nobody speaks."""
+
+    file: Path
+    text: str
+    language: str
+    source: str
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """Counts for one text; `words` are the reference's."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def read_manifest(folder: Path) -> list[Labelled]:
+    """The clips of a folder's manifest: a JSON object a line with file, text, language, source.
+
+    Raises:
+        OSError, ValueError: the manifest is not there, empty, or not of that form.
+    """
+    clips = []
+    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            clips.append(
+                Labelled(
+                    file=folder / entry["file"],
+                    text=entry["text"],
+                    language=entry["language"],
+                    source=entry.get("source", ""),
+                )
+            )
+        except KeyError as error:
+            raise ValueError(f"line {number} has no {error}") from None
+        except (ValueError, TypeError):
+            raise ValueError(f"line {number} is no JSON object") from None
+    if not clips:
+        raise ValueError("it names no clip")
+    return clips
+
+
+def read_prompts(share: Path) -> list[Labelled]:
+    """Telephone prompts as Debian's `asterisk-core-sounds-LANG-wav` packages install them.
+
+    Args:
+        share: what is `/usr/share` where they are installed.
+    """
+    return [
+        clip
+        for texts in sorted(share.glob("doc/asterisk-core-sounds-*/core-sounds-*.txt.gz"))
+        for clip in _prompts_of(share, texts)
+    ]
+
+
+def _prompts_of(share: Path, texts: Path) -> Iterator[Labelled]:
+    language = texts.name.removeprefix("core-sounds-").removesuffix(".txt.gz")
+    folders = sorted(share.glob(f"asterisk/sounds/{language}_*"))
+    with gzip.open(texts, "rt", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, separator, text = line.partition(":")
+            text = text.strip()
+            # Brackets describe sounds; a single word is often a name or a letter spelt anyhow.
+            if line.startswith(";") or not separator or any(mark in text for mark in "[(<"):
+                continue
+            for folder in folders:
+                file = folder / f"{name.strip()}.wav"
+                if len(text.split()) > 1 and file.is_file():
+                    yield Labelled(file, text, language, f"prompts {language}")
+
+
+def word_errors(reference: str, heard: str, language: str) -> WordErrors:
+    """Compare two texts, both normalized as is usual for Whisper.
+
+    Without a reference every word heard is an inserted one.
+    """
+    # Imported here: they take a second, and a base install has none of them.
+    import jiwer
+    from whisper_normalizer.basic import BasicTextNormalizer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    wanted, got = normalize(reference).strip(), normalize(heard).strip()
+    if not wanted:
+        return WordErrors(0, 0, len(got.split()), 0)
+    counts = jiwer.process_words(wanted, got)
+    return WordErrors(
+        counts.substitutions, counts.deletions, counts.insertions, len(wanted.split())
+    )

@@ -1,0 +1,119 @@
+"""`stt score` and `stt transcribe`: what they find, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
+
+from fakes import PRIMARY_KEY, FakeEngine
+from running import Tiers
+from stt_cascade.cli import endpoint
+from stt_cascade.cli.app import app
+from stt_cascade.labelled import WordErrors, read_manifest, word_errors
+from tones import silence, wav
+
+
+def stt(*words: str) -> Result:
+    """Run the command; the tiers of the test log to the same output, which would mix."""
+    with capture_logs():
+        return CliRunner().invoke(app, words)
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in ("STT_URL", "STT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ("", "names no clip"),
+        ('{"file": "a.wav", "text": "", "language": "en"}\n{"text": ""}', "line 2 has no 'file'"),
+        ("[1]", "line 1 is no JSON object"),
+        ("{", "line 1 is no JSON object"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(
+    tmp_path: Path, manifest: str, said: str
+) -> None:
+    (tmp_path / "manifest.jsonl").write_text(manifest)
+    with pytest.raises(ValueError, match=said):
+        read_manifest(tmp_path)
+    assert stt("score", str(tmp_path)).exit_code == 2
+
+
+def test_a_folder_is_scored_by_language_and_source(tiers: Tiers, tmp_path: Path) -> None:
+    primary, _ = tiers.cascade(FakeEngine("red brown blue black"))
+    rows = [("a.wav", "red green blue black", "en", "mine"), ("b.wav", "", "en", "noise")]
+    for name, *_ in rows:
+        (tmp_path / name).write_bytes(wav(silence(1.0)))
+    fields = ("file", "text", "language", "source")
+    lines = [json.dumps(dict(zip(fields, row, strict=True))) for row in rows]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    result = stt("score", str(tmp_path), "--json", "--url", primary.url, "--key", PRIMARY_KEY)
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert report["wer"]["language en"] == {"clips": 1, "words": 4, "errors": 1, "wer": 0.25}
+    assert report["wer"]["source mine"]["errors"] == 1
+    assert report["no_speech"] == {"clips": 1, "invented_words": 4}
+    assert report["routing"]["accepted"] == 2
+
+
+def test_a_table_names_text_tier_and_gates(tiers: Tiers, tmp_path: Path) -> None:
+    primary, _ = tiers.cascade(FakeEngine("two words"))
+    file = tmp_path / "clip.wav"
+    file.write_bytes(wav(silence(1.0)))
+    result = stt("transcribe", str(file), "--url", primary.url, "--key", PRIMARY_KEY)
+    assert result.exit_code == 0
+    for shown in ("clip.wav", "from the fallback", "low_confidence: words", "total"):
+        assert shown in result.stdout
+
+
+def test_one_file_that_fails_fails_the_command(tiers: Tiers, tmp_path: Path) -> None:
+    primary, _ = tiers.cascade(FakeEngine())
+    good = tmp_path / "good.wav"
+    good.write_bytes(wav(silence(1.0)))
+    files = [str(good), str(tmp_path / "gone.wav")]
+    arguments = ["--json", "--url", primary.url, "--key", PRIMARY_KEY]
+    result = stt("transcribe", *files, *arguments)
+    assert result.exit_code == 1
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["text"] == "one two three four"
+    assert "No such file" in second["error"]
+
+
+@pytest.mark.parametrize("key", ["\u00e9", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str) -> None:
+    result = stt("transcribe", "x.wav", "--key", key)
+    assert result.exit_code == 2
+    assert "printable ASCII" in result.output
+    assert key not in result.output
+
+
+def test_the_service_started_last_is_found_until_it_ends() -> None:
+    assert endpoint.find(None, None) == endpoint.Endpoint(endpoint.DEFAULT_URL, None)
+    with endpoint.announce("http://127.0.0.1:1", "one"):
+        assert endpoint.find(None, None) == endpoint.Endpoint("http://127.0.0.1:1", "one")
+        (state,) = endpoint._state_folder().iterdir()
+        assert state.stat().st_mode & 0o077 == 0
+        # Another one, whose process is this test's parent, and which began later.
+        other = state.with_name("up-2.json")
+        other.write_text(json.dumps({"url": "http://b", "key": "two", "pid": os.getppid()}))
+        os.utime(other, (2**31, 2**31))
+        assert endpoint.find(None, None) == endpoint.Endpoint("http://b", "two")
+        other.unlink()
+        assert endpoint.find(None, None).key == "one"
+        assert endpoint.find("http://elsewhere", None).key is None
+    assert endpoint.find(None, None).key is None
+
+
+def test_errors_are_counted_as_words() -> None:
+    assert word_errors("red green blue", "red brown blue black", "en") == WordErrors(1, 0, 1, 3)
+    assert word_errors("", "thank you", "en") == WordErrors(0, 0, 2, 0)
