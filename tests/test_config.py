@@ -40,7 +40,7 @@ def test_the_specifications_values_are_the_defaults(tmp_path: Path) -> None:
         "device": "cuda",
         "device_index": 0,
         "compute_type": "float16",
-        "cpu_threads": 2,
+        "cpu_threads": None,  # 2 with a GPU, as specified; on a CPU by its cores
         "max_concurrency": 2,
         "conf_logprob_threshold": 0.55,
         "conf_langprob_threshold": 0.70,
@@ -228,7 +228,7 @@ def test_nothing_comes_from_the_process_environment(
         monkeypatch.setenv(name, "7")
         monkeypatch.setenv(name.lower(), "7")
     config = loaded(tmp_path, LEAST)
-    assert (config.max_queue, config.cpu_threads, config.api_keys) == (None, 2, ())
+    assert (config.max_queue, config.cpu_threads, config.api_keys) == (None, None, ())
     assert "FALLBACK_URL: missing" in mistakes(tmp_path, "CT2_SMALL_PATH=m\n")[0]
 
 

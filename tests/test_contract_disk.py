@@ -67,7 +67,7 @@ def test_the_watch_sees_a_file_being_written(watch: Watch, tmp_path: Path) -> No
 
 
 def test_uploads_are_never_written_anywhere(tiers: Tiers, watch: Watch) -> None:
-    primary, fallback = tiers.cascade(FakeEngine("hm"))
+    primary, fallback = tiers.cascade(FakeEngine(logprob=0.1))
     primary.transcribe(wav(tone(0.5)))  # what is imported late is imported now
     clips = uploads()
     watch.on = True
@@ -76,5 +76,6 @@ def test_uploads_are_never_written_anywhere(tiers: Tiers, watch: Watch) -> None:
     finally:
         watch.on = False
     assert statuses == [200, 400, 200, 200]
-    assert len(fallback.fake.heard) == 4  # the clip before the watch, and three more
+    # the clip before the watch, the six windows of the long one, and two more
+    assert len(fallback.fake.heard) == 1 + 6 + 2
     assert watch.seen == []

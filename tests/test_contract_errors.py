@@ -166,8 +166,9 @@ def test_413_for_a_clip_that_only_the_envelopes_allowance_would_let_in(tier: Run
     check(tier.transcribe(b"x" * (MIB // 2 + 1)), 413, "payload_too_large")
 
 
-def test_413_for_an_endless_field_beside_the_clip(tier: RunningTier) -> None:
-    check(tier.transcribe(prompt="x" * (ENVELOPE + 1)), 413, "payload_too_large")
+def test_400_for_an_endless_field_beside_the_clip(tier: RunningTier) -> None:
+    message = check(tier.transcribe(prompt="x" * (16 * 1024 + 1)), 400, "invalid_request")
+    assert message == "prompt is longer than 16384 bytes"
 
 
 def test_a_clip_of_exactly_the_allowed_size_is_taken(tiers: Tiers) -> None:

@@ -30,6 +30,7 @@ PROMISED = {
     "stt_conf_below": ("counter", {"gate"}),
     "stt_rejected": ("counter", {"reason"}),
     "stt_no_speech": ("counter", set()),
+    "stt_full_context_retries": ("counter", set()),
     "stt_build_info": ("gauge", {"version", "commit", "model", "device"}),
     "stt_escalations": ("counter", {"reason"}),
     "stt_confidence": ("histogram", {"score"}),

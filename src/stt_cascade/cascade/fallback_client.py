@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_S = 2.0
 # Answers that say the request was not worked on.
 NOT_PROCESSED = (429, 503)
 BACKOFF_S = 0.1
+# Shorter than the fallback's own (uvicorn: 5 s), which would close a connection just as it is used.
+KEEPALIVE_S = 2.0
 
 
 class FallbackError(Exception):
@@ -54,6 +56,7 @@ class FallbackClient:
         self._http = httpx2.AsyncClient(
             base_url=config.fallback_url,
             transport=transport,
+            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
             trust_env=False,  # no setting comes from the process environment, a proxy neither
         )
 
