@@ -9,6 +9,8 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 from stt_cascade.engine.windows import MAX_WINDOW_SECONDS
 
 OPTIONS = VadOptions(
+    # A single frame of 32 ms may cross the threshold in music; the shortest words have nine.
+    min_speech_duration_ms=100,
     # Half a second ends a stretch, so that long audio can be cut at pauses.
     min_silence_duration_ms=500,
     # Word beginnings and ends are quiet; too much is cheap, too little loses words.

@@ -169,6 +169,8 @@ class Stack:
         file = folder / f"{name}.env"
         common = {
             "LOG_FORMAT": "console",
+            # What the first start prepares, the next ones find.
+            "CACHE_DIR": self._models / ".cache",
             # One caller on the same machine needs no brake.
             "RATE_LIMIT_RPS": 1000,
             "RATE_LIMIT_BURST": 1000,
