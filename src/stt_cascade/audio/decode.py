@@ -109,9 +109,13 @@ def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
     with av.open(source, mode="r", format=demuxer, metadata_errors="replace") as container:
         if not container.streams.audio:
             raise InvalidAudio("the file has no audio stream")
+        stream = container.streams.audio[0]
+        # PyAV 17 crashes where FFmpeg has no decoder, instead of saying so.
+        if stream.codec_context is None:
+            raise InvalidAudio(f"the {demuxer} data is in a codec that is not supported")
         resampler: av.AudioResampler | None = None
         shape: tuple[int, str, str] | None = None
-        for frame in container.decode(container.streams.audio[0]):
+        for frame in container.decode(stream):
             _check(frame)
             if shape != (now := (frame.rate, frame.layout.name, frame.format.name)):
                 # A chained stream may change its shape on the way.
@@ -120,9 +124,8 @@ def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
                 # reads past the frame.
                 resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
                 shape = now
-            frame.pts = (
-                None  # gaps between time stamps are not filled: the samples are what is said
-            )
+            # Gaps between time stamps are not filled: the samples are what is said.
+            frame.pts = None
             if resampler is not None:
                 for out in resampler.resample(frame):
                     yield _mono(out)
