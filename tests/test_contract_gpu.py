@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ class FakeNvml(ModuleType):
         super().__init__("pynvml")
         self.there = there
         self.index: int | None = None
+        self.pids = [os.getpid()]
         self.open = 0
 
     def nvmlInit(self) -> None:
@@ -48,6 +50,9 @@ class FakeNvml(ModuleType):
             raise self.NVMLError("GPU is lost")
         return SimpleNamespace(used=3 * 1024**3, total=24 * 1024**3)
 
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: object) -> list[Any]:
+        return [SimpleNamespace(pid=pid) for pid in self.pids]
+
     def nvmlDeviceGetUtilizationRates(self, handle: object) -> Any:
         return SimpleNamespace(gpu=37, memory=12)
 
@@ -57,6 +62,17 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     nvml = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     return nvml
+
+
+@pytest.mark.parametrize(("pids", "warned"), [([], False), ([1, 2], True)])
+def test_a_second_process_on_the_gpu_is_warned_of(
+    tiers: Tiers, nvml: FakeNvml, pids: list[int], warned: bool
+) -> None:
+    nvml.pids += pids
+    with capture_logs() as lines:
+        tiers.fallback(FakeEngine(device="cuda"), device="cuda")
+    found = [line for line in lines if "other processes use this GPU" in line["event"]]
+    assert [line["processes"] for line in found] == ([2] if warned else [])
 
 
 def test_a_gpu_has_its_gauges(tiers: Tiers, nvml: FakeNvml) -> None:

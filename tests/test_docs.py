@@ -175,6 +175,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
         def read(self) -> Reading:
             return Reading(1.0, 2.0, 3.0)
 
+        def others(self) -> int:
+            return 0
+
         def close(self) -> None:
             pass
 

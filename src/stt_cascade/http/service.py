@@ -72,6 +72,12 @@ class Service:
         async with AsyncExitStack() as stack:
             if self._gpu is not None:
                 stack.callback(self._gpu.close)
+                if others := self._gpu.others():
+                    log.warning(
+                        "other processes use this GPU; run one worker per GPU",
+                        device_index=self.config.device_index,
+                        processes=others,
+                    )
             if self._fallback is not None:
                 await stack.enter_async_context(self._fallback)
             stack.callback(self.tier.close)

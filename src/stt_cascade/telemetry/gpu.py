@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +61,18 @@ class Gpu:
             return None
         self._lost = False
         return Reading(float(load.gpu), memory.used / MB, memory.total / MB)
+
+    def others(self) -> int:
+        """How many other processes compute on it; in a container, those outside are not seen.
+
+        Source: NVML API, nvmlDeviceGetComputeRunningProcesses.
+        """
+        try:
+            running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError as error:
+            log.debug("the GPU's processes cannot be read", reason=str(error))
+            return 0
+        return sum(process.pid != os.getpid() for process in running)
 
     def close(self) -> None:
         self._nvml.nvmlShutdown()
