@@ -123,7 +123,8 @@ def _aligned_logprobs(
     )[0]
     # A probability that underflowed to 0 still needs a logarithm.
     floor = np.finfo(np.float32).tiny
-    return np.log(np.maximum(aligned.text_token_probs, floor)).tolist()  # type: ignore[no-any-return]
+    logprobs: list[float] = np.log(np.maximum(aligned.text_token_probs, floor)).tolist()
+    return logprobs
 
 
 def _logits(step: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

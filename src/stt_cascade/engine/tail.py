@@ -49,7 +49,8 @@ def tail(model: WhisperModel, model_file: Path, spoken: bool, cache: Path | None
         return make_tail(model, clips)
     path = cache / f"tail-{_key(model, model_file, clips)}.npy"
     try:
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        kept: States = np.load(path, allow_pickle=False)
+        return kept
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
