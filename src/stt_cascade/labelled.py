@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+
+from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 
 MANIFEST = "manifest.jsonl"
 
@@ -90,6 +94,35 @@ def _prompts_of(share: Path, texts: Path) -> Iterator[Labelled]:
                 file = folder / f"{name.strip()}.wav"
                 if len(text.split()) > 1 and file.is_file():
                     yield Labelled(file, text, language, f"prompts {language}")
+
+
+def joined(
+    clips: Iterable[tuple[Labelled, Samples]], seconds: float
+) -> list[tuple[Labelled, Samples]]:
+    """Spoken clips of a source in a row, half a second of silence between, up to that length.
+
+    What is left over at the end of a source, and clips that are longer by themselves, are dropped.
+    """
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
+    rows: dict[tuple[str, str], list[tuple[Labelled, Samples]]] = {}
+    full: list[list[tuple[Labelled, Samples]]] = []
+    for clip, samples in clips:
+        if not clip.text:
+            continue
+        row = rows.setdefault((clip.source, clip.language), [])
+        length = len(samples) + sum(len(other) + len(pause) for _, other in row)
+        if length <= seconds * SAMPLE_RATE:
+            row.append((clip, samples))
+        elif row:
+            full.append(row)
+            rows[clip.source, clip.language] = []
+    return [
+        (
+            replace(row[0][0], text=" ".join(clip.text for clip, _ in row)),
+            np.concatenate([part for _, samples in row for part in (samples, pause)][:-1]),
+        )
+        for row in full
+    ]
 
 
 def word_errors(reference: str, heard: str, language: str) -> WordErrors:

@@ -6,7 +6,9 @@ another one works.
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from stt_cascade.engine.encoding import ShortForm
-from stt_cascade.engine.protocol import Options, Samples
+from stt_cascade.engine.protocol import Clip, Options, Samples
+
+# For one clip, however long and however slow the machine.
+PATIENCE_S = 3600
 
 Transcribe = Callable[[Samples, str], "Heard"]
 
@@ -52,29 +57,34 @@ class Batch:
 
 
 def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # noqa: B008  # frozen
-    """This project's engine, speech detection included, language detected."""
+    """This project's engine as a tier uses it: speech detection, slots, language detected."""
+    from stt_cascade.admission.deadline import Deadline
+    from stt_cascade.admission.slots import Slots
     from stt_cascade.audio.speech import detect
-    from stt_cascade.engine.transcript import join
+    from stt_cascade.cascade.recognise import recognise
     from stt_cascade.engine.whisper import WhisperEngine
-    from stt_cascade.engine.windows import windows
 
+    # As a service has them by default: at least two, which share the threads.
+    workers = max(2, setup.concurrency)
     engine = WhisperEngine(
         setup.model,
         device=setup.device,
         compute_type=setup.compute_type,
-        cpu_threads=setup.threads,
-        workers=setup.concurrency,
+        cpu_threads=max(1, setup.concurrency * setup.threads // workers),
+        workers=workers,
         short=form,
     )
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    slots = Slots("inference", workers, queue=setup.concurrency)
 
     def transcribe(samples: Samples, language: str) -> Heard:
-        options, heard = Options(), []
-        for span in windows(detect(samples)):
-            utterance = engine.transcribe(samples[span.start : span.end], options)
-            options = Options(language=utterance.language)
-            heard.append((span, utterance))
-        retries = sum(utterance.full_context for _, utterance in heard)
-        return Heard(join(heard).text if heard else "", retries=retries)
+        clip = Clip(samples, detect(samples))
+        if not clip.speech:
+            return Heard("")
+        work = recognise(engine, clip, Options(), slots, Deadline(PATIENCE_S), lambda waited: None)
+        transcript, retries = asyncio.run_coroutine_threadsafe(work, loop).result()
+        return Heard(transcript.text, retries=retries)
 
     return transcribe
 

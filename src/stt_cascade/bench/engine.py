@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from stt_cascade.bench.contenders import Batch, Contender, Heard, Setup
+from stt_cascade.bench.cost import by_length, short_to_long, worst_stray
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.labelled import Labelled, WordErrors, word_errors
 
@@ -91,6 +92,12 @@ def report(
                 "wer_minus_baseline": None
                 if reference is None or result is reference
                 else _difference(result, reference, spoken),
+                "wer_minus_baseline_by_language": {}
+                if reference is None or result is reference
+                else {
+                    str(language): _difference(result, reference, spoken & (languages == language))
+                    for language in np.unique(languages[spoken])
+                },
                 "inserted_words": sum(errors.insertions for errors in result.errors),
                 "invented_words": sum(
                     errors.insertions
@@ -103,10 +110,27 @@ def report(
                     if clip.text and not heard.text
                 ],
                 "full_context_retries": sum(heard.retries for heard in result.heard),
+                "cost": _cost(result, clips, durations),
                 "peak_rss_mib": round(result.peak_rss_mib),
             }
             for result in results
         },
+    }
+
+
+def _cost(
+    result: Result, clips: Sequence[tuple[Labelled, Samples]], durations: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """What a clip costs by its length; see `cost.py`."""
+    seconds = np.array([heard.seconds for heard in result.heard])
+    once = np.array([not heard.retries for heard in result.heard])
+    ratio, worst = short_to_long(durations, seconds), worst_stray(durations, seconds, once)
+    return {
+        "by_length": by_length(durations, seconds),
+        "of_2_s_to_28_s": None if ratio is None else round(ratio, 3),
+        "worst_to_median_of_its_length": None
+        if worst is None
+        else {"ratio": round(worst.ratio, 2), "clip": clips[worst.index][0].file.name},
     }
 
 

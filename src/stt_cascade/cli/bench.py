@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +38,15 @@ def engine(
         int | None, typer.Option(min=1, help="Of one inference; default: cores / concurrency.")
     ] = None,
     max_seconds: Annotated[float, typer.Option(help="Longest clip.")] = 10.0,
+    join: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=1, help="Join clips of a source to about so many seconds; may be repeated."
+        ),
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="That many clips of each source, picked at random.")
+        int | None,
+        typer.Option(min=1, help="That many clips of each source (and length), picked at random."),
     ] = None,
     peers: Annotated[
         list[str] | None, typer.Option("--contender", help="One of them; may be repeated.")
@@ -66,10 +74,10 @@ def engine(
     cores = len(os.sched_getaffinity(0))
     setup = Setup(model, device, compute_type, threads or max(1, cores // concurrency), concurrency)
     console = Console(stderr=True)
-    clips = _clips(sets or [], prompts, max_seconds, limit)
+    clips = _clips(sets or [], prompts, max_seconds, join or [], limit)
     if not clips:
         raise typer.BadParameter("no clips: name a folder with a manifest.jsonl, or --prompts")
-    console.print(f"{len(clips)} clips of at most {max_seconds:g} s, {setup}")
+    console.print(f"{len(clips)} clips, {setup}")
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("clips", total=len(clips))
         results = bench.run(names, setup, clips, lambda done: progress.advance(task, done))
@@ -88,26 +96,45 @@ def engine(
         cost_by_length(results, clips, plot)
 
 
-def _clips(sets: list[Path], prompts: Path | None, longest: float, limit: int | None) -> list[Any]:
+def _clips(
+    sets: list[Path],
+    prompts: Path | None,
+    longest: float,
+    lengths: list[float],
+    limit: int | None,
+) -> list[Any]:
     from stt_cascade.audio.decode import decode
     from stt_cascade.engine.protocol import SAMPLE_RATE
-    from stt_cascade.labelled import read_manifest, read_prompts
+    from stt_cascade.labelled import joined, read_manifest, read_prompts
 
     labelled = [clip for folder in sets for clip in read_manifest(folder)]
     if prompts is not None:
         labelled += read_prompts(prompts)
     # Neighbours in a set are alike; the order is the same in each run.
-    random.Random(1).shuffle(labelled)
-    taken: dict[str, int] = {}
-    clips = []
-    for clip in labelled:
-        if limit is not None and taken.get(clip.source, 0) >= limit:
-            continue
-        samples = decode(clip.file.read_bytes(), max_seconds=3600)
-        if len(samples) <= longest * SAMPLE_RATE:
-            taken[clip.source] = taken.get(clip.source, 0) + 1
-            clips.append((clip, samples))
-    return clips
+    shuffle = random.Random(1).shuffle
+    shuffle(labelled)
+    clips = [
+        (clip, samples)
+        for clip in labelled
+        if len(samples := decode(clip.file.read_bytes(), max_seconds=3600)) <= longest * SAMPLE_RATE
+    ]
+    if lengths:
+        rows = [_first(joined(clips, seconds), limit) for seconds in lengths]
+        clips = [clip for row in rows for clip in row]
+        shuffle(clips)
+        return clips
+    return _first(clips, limit)
+
+
+def _first(clips: list[Any], limit: int | None) -> list[Any]:
+    """The first so many of each source."""
+    taken: Counter[str] = Counter()
+    chosen = []
+    for clip, samples in clips:
+        if limit is None or taken[clip.source] < limit:
+            taken[clip.source] += 1
+            chosen.append((clip, samples))
+    return chosen
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -121,7 +148,7 @@ def _print(report: dict[str, Any]) -> None:
         "p50 ms",
         "p95 ms",
         "WER % (95 %)",
-        "minus baseline",
+        "minus baseline (95 %)",
         "inserted",
         "invented",
         "lost",
@@ -141,7 +168,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{wer['value']:.1f} ({wer['low']:.1f}-{wer['high']:.1f})",
             ""
             if difference is None
-            else f"{difference['value']:+.2f} to {difference['high']:+.2f}",
+            else "{value:+.2f} ({low:+.2f} to {high:+.2f})".format(**difference),
             str(row["inserted_words"]),
             str(row["invented_words"]),
             str(len(row["lost_clips"])),
@@ -149,11 +176,50 @@ def _print(report: dict[str, Any]) -> None:
             str(row["peak_rss_mib"]),
         )
     console = Console(width=150)
-    console.print(table)
+    console.print(table, _by_language(rows), _by_length(rows))
     ours = next(iter(rows))
     for name, row in rows.items():
         if name != ours:
             console.print(
                 f"{ours} against {name}: {rows[ours]['clips_per_s'] / row['clips_per_s']:.2f} x "
-                f"the throughput, p95 {row['p95_ms'] / rows[ours]['p95_ms']:.2f} x lower"
+                f"the throughput, p95 {row['p95_ms'] / rows[ours]['p95_ms']:.2f} x lower, "
+                f"memory {rows[ours]['peak_rss_mib'] / row['peak_rss_mib']:.2f} x"
             )
+
+
+def _by_language(rows: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    languages = list(next(iter(rows.values()))["wer_by_language"])
+    table = Table("WER %, minus baseline (95 %)", *languages)
+    for name, row in rows.items():
+        cells = []
+        for language in languages:
+            cell = f"{row['wer_by_language'][language]['value']:.1f}"
+            if difference := row["wer_minus_baseline_by_language"].get(language):
+                cell += "  {value:+.1f} ({low:+.1f} to {high:+.1f})".format(**difference)
+            cells.append(cell)
+        table.add_row(name, *cells)
+    return table
+
+
+def _by_length(rows: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    classes = next(iter(rows.values()))["cost"]["by_length"]
+    columns = [
+        f"{row['from_s']:g}-{row['to_s']:g} s" if row["to_s"] else f"over {row['from_s']:g} s"
+        for row in classes
+    ]
+    table = Table("median cost, ms", *columns, "2 s / 28 s", "worst / median of its length")
+    table.add_row("clips", *(str(row["clips"]) for row in classes), "", "")
+    for name, row in rows.items():
+        cost = row["cost"]
+        ratio, worst = cost["of_2_s_to_28_s"], cost["worst_to_median_of_its_length"]
+        table.add_row(
+            name,
+            *(f"{entry['median_ms']:.0f}" for entry in cost["by_length"]),
+            "" if ratio is None else f"{ratio:.2f}",
+            "" if worst is None else f"{worst['ratio']:.1f}  {worst['clip']}",
+        )
+    return table
