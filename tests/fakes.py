@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -68,6 +69,12 @@ class FakeEngine:
 
     def warm_up(self) -> None:
         assert self.loads is None or self.loads.wait(PATIENCE)
+
+    def encode(self, samples: Samples) -> Samples:
+        return samples
+
+    def decode(self, encodings: Sequence[Samples], options: Options) -> list[Utterance]:
+        return [self.transcribe(samples, options) for samples in encodings]
 
     def transcribe(self, samples: Samples, options: Options) -> Utterance:
         clip = Clip(samples, (Span(0, len(samples)),))

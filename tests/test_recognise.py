@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,30 @@ def test_a_long_clip_in_work_is_not_refused_by_a_full_queue_or_a_drain() -> None
         slots.close()
 
     asyncio.run(scenario())
+
+
+def test_windows_after_the_first_are_decoded_in_batches_shared_by_the_slots() -> None:
+    class Batches(FakeEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[int] = []
+
+        def decode(self, encodings: Sequence[Samples], options: Options) -> list[Utterance]:
+            self.batches.append(len(encodings))
+            return super().decode(encodings, options)
+
+    async def batches(slots: int, windows: int) -> list[int]:
+        engine, gate = Batches(), Slots("test", slots, 0)
+        transcript, _ = await ask(engine, gate, clip(*range(10, 10 + windows)))
+        gate.close()
+        starts = [segment.start for segment in transcript.segments]
+        assert starts == sorted(starts)
+        assert len(starts) == windows
+        return engine.batches
+
+    assert asyncio.run(batches(1, 1)) == [1]
+    assert asyncio.run(batches(1, 8)) == [1, 4, 3]
+    assert asyncio.run(batches(2, 5)) == [1, 2, 2]
 
 
 def test_full_context_retries_are_counted() -> None:

@@ -82,7 +82,9 @@ def read_prompts(share: Path) -> list[Labelled]:
 
 def _prompts_of(share: Path, texts: Path) -> Iterator[Labelled]:
     language = texts.name.removeprefix("core-sounds-").removesuffix(".txt.gz")
-    folders = sorted(share.glob(f"asterisk/sounds/{language}_*"))
+    # Debian links a language's default voice under shorter names.
+    found = share.glob(f"asterisk/sounds/{language}_*")
+    folders = sorted(folder for folder in found if not folder.is_symlink())
     with gzip.open(texts, "rt", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, separator, text = line.partition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +11,20 @@ from functools import partial
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
-from stt_cascade.engine.protocol import SAMPLE_RATE, Clip, Engine, Options, Span, Utterance
+from stt_cascade.engine.protocol import (
+    SAMPLE_RATE,
+    Clip,
+    Engine,
+    Options,
+    Samples,
+    Span,
+    Utterance,
+)
 from stt_cascade.engine.transcript import Transcript, join
 from stt_cascade.engine.windows import windows
+
+# Windows that are decoded together. More gain little, and hold a slot for longer.
+BATCH = 4
 
 
 async def recognise(
@@ -25,9 +37,9 @@ async def recognise(
 ) -> tuple[Transcript, int]:
     """Recognise a clip's speech, of which there is some; also counts the full-context retries.
 
-    Each window has a slot of its own: between two windows of a long clip others get their turn, and
-    a caller that goes away costs no inference but the one that runs. Where slots are free, a long
-    clip's windows use them side by side.
+    The first window tells the language; the others follow in batches, side by side where slots are
+    free. Each step takes a slot of its own: between two steps of a long clip others get their turn,
+    and a caller that goes away costs no inference but the one that runs.
 
     Args:
         waited: told the seconds that the clip waited for its first slot.
@@ -38,29 +50,43 @@ async def recognise(
     left = deque(windows(clip.speech))
     heard: list[tuple[Span, Utterance]] = []
 
-    async def next_window(options: Options, **first: Callable[[float], None]) -> Utterance:
-        span = left.popleft()
-        utterance = await slots.run(
-            partial(engine.transcribe, clip.samples[span.start : span.end], options),
-            deadline,
-            audio_seconds=span.seconds,
-            admitted=not first,
-            **first,
-        )
+    def samples(span: Span) -> Samples:
+        return clip.samples[span.start : span.end]
+
+    def keep(span: Span, utterance: Utterance) -> None:
         if utterance.heard_until is not None:
             middle = span.start + round(utterance.heard_until * SAMPLE_RATE)
             left.appendleft(Span(middle, span.end))
             span = Span(span.start, middle)
         heard.append((span, utterance))
-        return utterance
 
+    first = left.popleft()
+    (utterance,) = await slots.run(
+        lambda: engine.decode([engine.encode(samples(first))], options),
+        deadline,
+        audio_seconds=first.seconds,
+        waited=waited,
+    )
+    keep(first, utterance)
     # One clip, one language: what comes after the first window need not detect it again.
-    language = (await next_window(options, waited=waited)).language
-    options = replace(options, language=language)
+    options = replace(options, language=utterance.language)
+    in_turn = partial(slots.run, deadline=deadline, admitted=True)
+
+    share = min(BATCH, math.ceil(len(left) / slots.size))
 
     async def work() -> None:
         while left:
-            await next_window(options)
+            batch = [left.popleft() for _ in range(min(share, len(left)))]
+            encodings = [
+                await in_turn(partial(engine.encode, samples(span)), audio_seconds=span.seconds)
+                for span in batch
+            ]
+            utterances = await in_turn(
+                partial(engine.decode, encodings, options),
+                audio_seconds=sum(span.seconds for span in batch),
+            )
+            for span, utterance in zip(batch, utterances, strict=True):
+                keep(span, utterance)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(len(left), slots.size))]
     try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
 
-from stt_cascade.engine.encoding import FRAMES_PER_SECOND, Encoding
+from stt_cascade.engine.encoding import FRAMES_PER_SECOND, Encoding, stack, to_host
 from stt_cascade.engine.protocol import Options
 from stt_cascade.engine.scores import chosen_logprobs, weakest_logprob
 
@@ -50,33 +50,41 @@ class Decoded:
 
 def decode(
     model: WhisperModel,
-    encoding: Encoding,
+    encodings: Sequence[Encoding],
     tokenizer: Tokenizer,
     options: Options,
     *,
     beam_size: int,
-) -> Decoded:
-    """Decode once: no ladder of temperatures, since a tier that doubts can escalate."""
+) -> list[Decoded]:
+    """Decode windows together, once: no ladder of temperatures, since who doubts can escalate."""
     history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
     prompt = model.get_prompt(tokenizer, history, without_timestamps=options.timestamps == "none")
-    cap = token_cap(encoding.frames / FRAMES_PER_SECOND)
-    greedy = beam_size == 1
-    result = model.model.generate(
-        encoding.output,
-        [prompt],
+    caps = [token_cap(encoding.frames / FRAMES_PER_SECOND) for encoding in encodings]
+    results = model.model.generate(
+        stack(encodings),
+        [prompt] * len(encodings),
         beam_size=beam_size,
-        max_length=2 * cap,  # CTranslate2 halves it, as Whisper does with its context
+        max_length=2 * max(caps),  # CTranslate2 halves it, as Whisper does with its context
         return_scores=True,
         return_no_speech_prob=True,
         # With a beam, CTranslate2 hands over one step's logits only.
-        return_logits_vocab=greedy,
+        return_logits_vocab=beam_size == 1,
         suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
         max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
-    )[0]
+    )
+    return [
+        _decoded(model, encoding, tokenizer, result, cap)
+        for encoding, result, cap in zip(encodings, results, caps, strict=True)
+    ]
+
+
+def _decoded(
+    model: WhisperModel, encoding: Encoding, tokenizer: Tokenizer, result: Any, cap: int
+) -> Decoded:
     tokens: list[int] = list(result.sequences_ids[0])
     text_tokens = [token for token in tokens if token < tokenizer.eot]
-    if greedy:
-        steps = (_logits(step) for step in result.logits[0])
+    if result.logits:
+        steps = (to_host(step).astype(np.float32).reshape(-1) for step in result.logits[0])
         logprobs = [
             logprob
             for token, logprob in zip(tokens, chosen_logprobs(steps, tokens), strict=True)
@@ -125,10 +133,3 @@ def _aligned_logprobs(
     floor = np.finfo(np.float32).tiny
     logprobs: list[float] = np.log(np.maximum(aligned.text_token_probs, floor)).tolist()
     return logprobs
-
-
-def _logits(step: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One step's logits, wherever they are, as float32 of shape (vocabulary,)."""
-    if step.device != "cpu":
-        step = step.to_device(ctranslate2.Device.cpu)
-    return np.asarray(step).astype(np.float32, copy=False).reshape(-1)

@@ -8,6 +8,7 @@ at those positions, of the silence after speech. docs/engine.md has the figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,10 +51,12 @@ class Encoding:
     """The encoder's output for one window.
 
     Attributes:
+        samples: the window, shape (n,), for encoding it again.
         output: ctranslate2.StorageView, shape (1, positions, hidden).
         frames: how many of the mel frames, 10 ms each, are the window's own.
     """
 
+    samples: Samples
     output: Any
     frames: int
 
@@ -73,7 +76,8 @@ class FullEncoder:
     def encode(self, samples: Samples) -> Encoding:
         features = self._model.feature_extractor(samples)
         frames = min(features.shape[-1] - 1, WINDOW_FRAMES)
-        return Encoding(self._model.encode(pad_or_trim(features[:, :frames])), frames)
+        output = self._model.encode(pad_or_trim(features[:, :frames]))
+        return Encoding(samples, output, frames)
 
 
 class ShortEncoder:
@@ -103,7 +107,20 @@ class ShortEncoder:
         states = states[: len(states) - int(self._form.edge * POSITIONS_PER_SECOND)]
         joined = np.concatenate([states, self._tail[len(states) :: self._form.stride]])
         output = ctranslate2.StorageView.from_array(joined[np.newaxis].astype(states.dtype))
-        return Encoding(output, len(samples) * FRAMES_PER_SECOND // SAMPLE_RATE)
+        return Encoding(samples, output, len(samples) * FRAMES_PER_SECOND // SAMPLE_RATE)
+
+
+def stack(encodings: Sequence[Encoding]) -> Any:
+    """The outputs of some windows as one, shape (windows, positions, hidden), to decode together.
+
+    An output with fewer positions than another gets its last ones, which are silence, once more.
+    """
+    if len(encodings) == 1:
+        return encodings[0].output
+    states = [to_host(encoding.output)[0] for encoding in encodings]
+    positions = max(map(len, states))
+    rows = [np.concatenate([row, row[2 * len(row) - positions :]]) for row in states]
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(np.stack(rows)))
 
 
 def encode_features(model: WhisperModel, features: npt.NDArray[np.float32]) -> Any:
@@ -113,7 +130,9 @@ def encode_features(model: WhisperModel, features: npt.NDArray[np.float32]) -> A
 
 
 def to_host(view: Any) -> npt.NDArray[Any]:
-    """A StorageView on the host as an array; bfloat16, which NumPy lacks, as float32."""
+    """A StorageView as an array; bfloat16, which NumPy lacks, as float32."""
+    if view.device != "cpu":
+        view = view.to_device(ctranslate2.Device.cpu)
     if view.dtype == ctranslate2.DataType.bfloat16:
         view = view.to(ctranslate2.DataType.float32)
     return np.array(view)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -120,5 +121,16 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Do what makes only the first inference slow."""
 
-    def transcribe(self, samples: Samples, options: Options) -> Utterance:
-        """Recognise the speech in one window: shape (n,), at most 30 s, as in `Clip`."""
+    def encode(self, samples: Samples) -> Any:
+        """The first half of recognising the speech in a window: what `decode` takes.
+
+        Args:
+            samples: shape (n,), at most 30 s, as in `Clip`.
+        """
+
+    def decode(self, encodings: Sequence[Any], options: Options) -> list[Utterance]:
+        """The second half. Some windows of one clip together are quicker than one by one.
+
+        Args:
+            encodings: from `encode`, at least one. A language to detect is that of the first.
+        """

@@ -8,6 +8,8 @@ how sure it was, and one encoding serves both the language detection and the tex
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +108,40 @@ class WhisperEngine:
         self.transcribe(np.zeros(SAMPLE_RATE, np.float32), Options(timestamps="word"))
 
     def transcribe(self, samples: Samples, options: Options) -> Utterance:
-        encoding = self._encoder.encode(samples)
+        return self.decode([self.encode(samples)], options)[0]
+
+    def encode(self, samples: Samples) -> Encoding:
+        return self._encoder.encode(samples)
+
+    def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
+        language, probability = self._language(encodings[0], options)
+        tokenizer = self._tokenizer(language, options)
+        all_decoded = decode(self._model, encodings, tokenizer, options, beam_size=self._beam_size)
+        return [
+            # Once, and in the same slot: the net under the short encoding.
+            self._in_full(encoding, options)
+            if decoded.suspect and self._encoder is not self._full
+            else self._utterance(encoding, decoded, tokenizer, options, probability)
+            for encoding, decoded in zip(encodings, all_decoded, strict=True)
+        ]
+
+    def _in_full(self, encoding: Encoding, options: Options) -> Utterance:
+        encoding = self._full.encode(encoding.samples)
         language, probability = self._language(encoding, options)
         tokenizer = self._tokenizer(language, options)
-        decoded = decode(self._model, encoding, tokenizer, options, beam_size=self._beam_size)
-        again = decoded.suspect and self._encoder is not self._full
-        if again:
-            # Once, and in the same slot: the net under the short encoding.
-            encoding = self._full.encode(samples)
-            language, probability = self._language(encoding, options)
-            tokenizer = self._tokenizer(language, options)
-            decoded = decode(self._model, encoding, tokenizer, options, beam_size=self._beam_size)
-        duration = len(samples) / SAMPLE_RATE
+        (decoded,) = decode(self._model, [encoding], tokenizer, options, beam_size=self._beam_size)
+        utterance = self._utterance(encoding, decoded, tokenizer, options, probability)
+        return replace(utterance, full_context=True)
+
+    def _utterance(
+        self,
+        encoding: Encoding,
+        decoded: Decoded,
+        tokenizer: Tokenizer,
+        options: Options,
+        probability: float | None,
+    ) -> Utterance:
+        duration = len(encoding.samples) / SAMPLE_RATE
         segments = self._segments(encoding, decoded, tokenizer, options, duration)
         heard_until = None
         if segments and broke_off(decoded.tokens, tokenizer.timestamp_begin):
@@ -125,13 +149,12 @@ class WhisperEngine:
             if min(heard_until, duration - heard_until) < MIN_PART_SECONDS:
                 heard_until = None
         return Utterance(
-            language=language,
+            language=tokenizer.language_code,
             language_probability=probability,
             segments=segments,
             avg_logprob=decoded.avg_logprob,
             tokens=len(decoded.tokens) + 1,
             weakest=math.exp(decoded.weakest),
-            full_context=again,
             heard_until=heard_until,
         )
 
