@@ -24,8 +24,8 @@ up: $(STAMP)  ## run both tiers until Ctrl-C
 	@exec $(BIN)/stt up
 
 test: $(STAMP)  ## run the tests
-	@echo "==> Weights of Whisper base, which some tests use"
-	@$(BIN)/stt models pull base || echo "==> Going on without: the tests that need them are skipped."
+	@echo "==> Weights of Whisper base and tiny.en, which some tests use"
+	@$(BIN)/stt models pull base tiny.en || echo "==> Going on without: the tests that need them are skipped."
 	@echo "==> Tests"
 	@$(BIN)/python -m pytest
 

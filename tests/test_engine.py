@@ -19,7 +19,7 @@ from stt_cascade.admission.slots import Slots
 from stt_cascade.audio.decode import decode
 from stt_cascade.audio.speech import detect
 from stt_cascade.cascade.recognise import recognise
-from stt_cascade.engine import decoding, scores, whisper
+from stt_cascade.engine import decoding, scores
 from stt_cascade.engine.protocol import (
     SAMPLE_RATE,
     Clip,
@@ -28,6 +28,7 @@ from stt_cascade.engine.protocol import (
     Span,
     Timestamps,
 )
+from stt_cascade.engine.timestamps import broke_off, split_at_timestamps
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.engine.whisper import WhisperEngine
 from tones import silence
@@ -251,8 +252,8 @@ BEGIN = 50364  # <|0.00|> of multilingual models
 def test_timestamps_cut_a_windows_text_into_pieces(
     tokens: list[int], pieces: list[tuple[float, float, list[int]]], goes_on: bool
 ) -> None:
-    assert whisper.split_at_timestamps(tokens, BEGIN, 9.0) == pieces
-    assert whisper.broke_off(tokens, BEGIN) == goes_on
+    assert split_at_timestamps(tokens, BEGIN, 9.0) == pieces
+    assert broke_off(tokens, BEGIN) == goes_on
 
 
 def test_a_prompt_biases_the_spelling(base: WhisperEngine, speech: Speech) -> None:

@@ -15,6 +15,7 @@ from conftest import Utterance, model
 from stt_cascade.audio.decode import decode
 from stt_cascade.audio.speech import detect
 from stt_cascade.engine import tail as tails
+from stt_cascade.engine import whisper
 from stt_cascade.engine.decoding import repeats, token_cap
 from stt_cascade.engine.encoding import POSITIONS, FullEncoder, ShortEncoder, ShortForm
 from stt_cascade.engine.protocol import SAMPLE_RATE, Options, Samples
@@ -144,6 +145,36 @@ def test_detection_chooses_among_the_allowed_languages(speech: Speech) -> None:
     assert german.language_probability is not None
     assert german.language_probability <= 1
     assert "de" in engine.languages  # it may still be asked for
+
+
+def test_of_two_languages_the_one_counts_in_which_the_words_make_sense(
+    short: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector that leans to Spanish does not make German speech Spanish."""
+    monkeypatch.setattr(
+        whisper, "likely_languages", lambda detected, allowed: [("es", 0.6), ("de", 0.4)]
+    )
+    ours = short.transcribe(heard(speech["fleurs-de-004"].audio), Options())
+    assert (ours.language, ours.language_probability) == ("de", 0.4)
+    spanish = short.transcribe(heard(speech["fleurs-es-006"].audio), Options())
+    assert (spanish.language, spanish.language_probability) == ("es", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("detected", "allowed", "likely"),
+    [
+        ({"it": 0.9, "es": 0.08, "en": 0.02}, {"it", "es", "en"}, {"it": 0.9}),
+        ({"it": 0.5, "es": 0.3, "en": 0.2}, {"it", "es", "en"}, {"it": 0.5, "es": 0.3}),
+        ({"it": 0.6, "es": 0.3, "en": 0.1}, {"es", "en"}, {"es": 0.75, "en": 0.25}),
+        ({"it": 1.0, "en": 0.0}, {"en"}, {"en": 0.0}),
+    ],
+)
+def test_only_languages_that_may_be_spoken_are_tried(
+    detected: dict[str, float], allowed: set[str], likely: dict[str, float]
+) -> None:
+    tokens = [(f"<|{code}|>", probability) for code, probability in detected.items()]
+    found = dict(whisper.likely_languages(tokens, frozenset(allowed)))
+    assert found == pytest.approx(likely)
 
 
 def test_a_model_that_knows_none_of_the_languages_does_not_load() -> None:

@@ -47,35 +47,52 @@ class Decoded:
     no_speech_prob: float
     suspect: bool
 
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the whole text, end token included."""
+        return self.avg_logprob * (len(self.tokens) + 1)
+
 
 def decode(
     model: WhisperModel,
     encodings: Sequence[Encoding],
-    tokenizer: Tokenizer,
+    tokenizers: Sequence[Tokenizer],
     options: Options,
     *,
     beam_size: int,
 ) -> list[Decoded]:
-    """Decode windows together, once: no ladder of temperatures, since who doubts can escalate."""
-    history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
-    prompt = model.get_prompt(tokenizer, history, without_timestamps=options.timestamps == "none")
+    """Decode windows together, once: no ladder of temperatures, since who doubts can escalate.
+
+    Args:
+        tokenizers: for each window the one of its language.
+    """
     caps = [token_cap(encoding.frames / FRAMES_PER_SECOND) for encoding in encodings]
     results = model.model.generate(
         stack(encodings),
-        [prompt] * len(encodings),
+        [_prompt(model, tokenizer, options) for tokenizer in tokenizers],
         beam_size=beam_size,
         max_length=2 * max(caps),  # CTranslate2 halves it, as Whisper does with its context
         return_scores=True,
         return_no_speech_prob=True,
         # With a beam, CTranslate2 hands over one step's logits only.
         return_logits_vocab=beam_size == 1,
-        suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
+        suppress_tokens=get_suppressed_tokens(tokenizers[0], [-1]),
         max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
     )
     return [
         _decoded(model, encoding, tokenizer, result, cap)
-        for encoding, result, cap in zip(encodings, results, caps, strict=True)
+        for encoding, tokenizer, result, cap in zip(
+            encodings, tokenizers, results, caps, strict=True
+        )
     ]
+
+
+def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options) -> list[int]:
+    history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
+    prompt: list[int] = model.get_prompt(
+        tokenizer, history, without_timestamps=options.timestamps == "none"
+    )
+    return prompt
 
 
 def _decoded(

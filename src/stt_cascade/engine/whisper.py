@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,29 @@ from stt_cascade.engine.protocol import (
     Word,
 )
 from stt_cascade.engine.tail import tail
+from stt_cascade.engine.timestamps import broke_off, split_at_timestamps
 
-SECONDS_PER_TIMESTAMP = 0.02
 # Of a window that is decoded in two goes, each part is at least this long.
 MIN_PART_SECONDS = 0.5
+# A less likely language is not worth a decode of its own.
+MIN_LANGUAGE_PROBABILITY = 0.1
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A window as heard in one language; `probability` is the language's, if it was detected."""
+
+    tokenizer: Tokenizer
+    probability: float | None
+    decoded: Decoded
+
+    @property
+    def likelihood(self) -> tuple[bool, float]:
+        """To compare by: log-probability of language and text together, loops last."""
+        language = math.log(self.probability) if self.probability else -math.inf
+        return not self.decoded.suspect, language + self.decoded.logprob
 
 
 class WhisperEngine:
@@ -114,33 +131,54 @@ class WhisperEngine:
         return self._encoder.encode(samples)
 
     def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
-        language, probability = self._language(encodings[0], options)
-        tokenizer = self._tokenizer(language, options)
-        all_decoded = decode(self._model, encodings, tokenizer, options, beam_size=self._beam_size)
         return [
             # Once, and in the same slot: the net under the short encoding.
-            self._in_full(encoding, options)
-            if decoded.suspect and self._encoder is not self._full
-            else self._utterance(encoding, decoded, tokenizer, options, probability)
-            for encoding, decoded in zip(encodings, all_decoded, strict=True)
+            self._in_full(encoding.samples, options)
+            if heard.decoded.suspect and self._encoder is not self._full
+            else self._utterance(encoding, heard, options)
+            for encoding, heard in zip(encodings, self._hear(encodings, options), strict=True)
         ]
 
-    def _in_full(self, encoding: Encoding, options: Options) -> Utterance:
-        encoding = self._full.encode(encoding.samples)
-        language, probability = self._language(encoding, options)
-        tokenizer = self._tokenizer(language, options)
-        (decoded,) = decode(self._model, [encoding], tokenizer, options, beam_size=self._beam_size)
-        utterance = self._utterance(encoding, decoded, tokenizer, options, probability)
-        return replace(utterance, full_context=True)
+    def _in_full(self, samples: Samples, options: Options) -> Utterance:
+        encoding = self._full.encode(samples)
+        (heard,) = self._hear([encoding], options)
+        return replace(self._utterance(encoding, heard, options), full_context=True)
 
-    def _utterance(
-        self,
-        encoding: Encoding,
-        decoded: Decoded,
-        tokenizer: Tokenizer,
-        options: Options,
-        probability: float | None,
-    ) -> Utterance:
+    def _hear(self, encodings: Sequence[Encoding], options: Options) -> list[_Heard]:
+        language = options.language
+        if len(self._languages) == 1:
+            (language,) = self._languages
+        if language is not None:
+            tokenizer = self._tokenizer(language, options)
+            decoded = self._decode(encodings, [tokenizer] * len(encodings), options)
+            return [_Heard(tokenizer, None, one) for one in decoded]
+        first, *rest = encodings
+        heard = self._hear_some_language(first, options)
+        known = replace(options, language=heard.tokenizer.language_code)
+        return [heard, *(self._hear(rest, known) if rest else ())]
+
+    def _hear_some_language(self, encoding: Encoding, options: Options) -> _Heard:
+        """Decode in each language that it may be, together; the likeliest pair of both counts."""
+        found = likely_languages(
+            self._model.model.detect_language(encoding.output)[0], self._detectable
+        )
+        tokenizers = [self._tokenizer(language, options) for language, _ in found]
+        decoded = self._decode([encoding] * len(found), tokenizers, options)
+        return max(
+            (
+                _Heard(tokenizer, probability, one)
+                for (_, probability), tokenizer, one in zip(found, tokenizers, decoded, strict=True)
+            ),
+            key=lambda heard: heard.likelihood,
+        )
+
+    def _decode(
+        self, encodings: Sequence[Encoding], tokenizers: Sequence[Tokenizer], options: Options
+    ) -> list[Decoded]:
+        return decode(self._model, encodings, tokenizers, options, beam_size=self._beam_size)
+
+    def _utterance(self, encoding: Encoding, heard: _Heard, options: Options) -> Utterance:
+        tokenizer, decoded = heard.tokenizer, heard.decoded
         duration = len(encoding.samples) / SAMPLE_RATE
         segments = self._segments(encoding, decoded, tokenizer, options, duration)
         heard_until = None
@@ -150,29 +188,13 @@ class WhisperEngine:
                 heard_until = None
         return Utterance(
             language=tokenizer.language_code,
-            language_probability=probability,
+            language_probability=heard.probability,
             segments=segments,
             avg_logprob=decoded.avg_logprob,
             tokens=len(decoded.tokens) + 1,
             weakest=math.exp(decoded.weakest),
             heard_until=heard_until,
         )
-
-    def _language(self, encoding: Encoding, options: Options) -> tuple[str, float | None]:
-        """The language, and how probable it is if it was detected."""
-        if len(self._languages) == 1:
-            return next(iter(self._languages)), None
-        if options.language is not None:
-            return options.language, None
-        found = [
-            (token.removeprefix("<|").removesuffix("|>"), float(probability))
-            for token, probability in self._model.model.detect_language(encoding.output)[0]
-        ]
-        allowed = [item for item in found if item[0] in self._detectable]
-        language, probability = allowed[0]
-        # Among the allowed ones alone: the rest cannot be spoken.
-        total = sum(item[1] for item in allowed)
-        return language, probability / total if total else 0.0
 
     def _tokenizer(self, language: str, options: Options) -> Tokenizer:
         return Tokenizer(
@@ -228,33 +250,23 @@ class WhisperEngine:
         )
 
 
-def split_at_timestamps(
-    tokens: list[int], timestamp_begin: int, duration: float
-) -> list[tuple[float, float, list[int]]]:
-    """A window's text tokens as (start, end, tokens), times in seconds within the window.
+def likely_languages(
+    detected: Sequence[tuple[str, float]], allowed: frozenset[str]
+) -> list[tuple[str, float]]:
+    """The languages worth hearing a window in: the likeliest, and the next unless it is unlikely.
 
-    Text after the last timestamp runs to the window's end; without any timestamp, all of it does.
+    Args:
+        detected: CTranslate2's result: tokens such as `<|en|>` and probabilities, likeliest first.
+        allowed: codes, of which at least one was detected.
+
+    Returns:
+        Codes and probabilities among the allowed ones alone: the rest cannot be spoken.
     """
-    pieces: list[tuple[float, float, list[int]]] = []
-    start, text = 0.0, list[int]()
-    for token in tokens:
-        if token < timestamp_begin:
-            text.append(token)
-            continue
-        time = (token - timestamp_begin) * SECONDS_PER_TIMESTAMP
-        if text:
-            pieces.append((start, time, text))
-            text = []
-        start = time
-    if text:
-        pieces.append((start, duration, text))
-    return pieces
-
-
-def broke_off(tokens: list[int], timestamp_begin: int) -> bool:
-    """Whether Whisper left a window's end for another decode.
-
-    Source: a pair of timestamps at the end says that more is said, a single one that nothing is
-    (openai-whisper's `transcribe.py`, `single_timestamp_ending`).
-    """
-    return len(tokens) >= 2 and min(tokens[-2:]) >= timestamp_begin
+    found = [
+        (code, float(probability))
+        for token, probability in detected
+        if (code := token.removeprefix("<|").removesuffix("|>")) in allowed
+    ]
+    total = sum(probability for _, probability in found) or 1.0
+    first, *others = ((code, probability / total) for code, probability in found[:2])
+    return [first, *(other for other in others if other[1] >= MIN_LANGUAGE_PROBABILITY)]
