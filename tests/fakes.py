@@ -45,6 +45,7 @@ class FakeEngine:
         logprob: float = 0.9,
         weakest: float = 0.8,
         full_context: bool = False,
+        doubted: bool = False,
         raises: Exception | None = None,
         holds: threading.Event | None = None,
         loads: threading.Event | None = None,
@@ -57,6 +58,7 @@ class FakeEngine:
         self.logprob = logprob
         self.weakest = weakest
         self.full_context = full_context
+        self.doubted = doubted
         self.raises = raises
         self.holds = holds
         self.loads = loads
@@ -103,6 +105,7 @@ class FakeEngine:
             tokens=5,
             weakest=self.weakest,
             full_context=self.full_context,
+            doubted=self.doubted,
         )
 
     def wait_for(self, calls: int) -> None:

@@ -31,6 +31,7 @@ PROMISED = {
     "stt_rejected": ("counter", {"reason"}),
     "stt_no_speech": ("counter", set()),
     "stt_full_context_retries": ("counter", set()),
+    "stt_second_looks": ("counter", set()),
     "stt_build_info": ("gauge", {"version", "commit", "model", "device"}),
     "stt_escalations": ("counter", {"reason"}),
     "stt_confidence": ("histogram", {"score"}),

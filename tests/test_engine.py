@@ -60,12 +60,9 @@ def recognised(engine: WhisperEngine, clip: Clip, options: Options) -> Transcrip
     async def ask() -> Transcript:
         slots = Slots("test", 1, 0)
         try:
-            transcript, _ = await recognise(
-                engine, clip, options, slots, Deadline(60), lambda seconds: None
-            )
+            return await recognise(engine, clip, options, slots, Deadline(60), lambda seconds: None)
         finally:
             slots.close()
-        return transcript
 
     return asyncio.run(ask())
 

@@ -31,9 +31,7 @@ def clip(*seconds: float) -> Clip:
     return Clip(np.zeros(at, np.float32), tuple(spans))
 
 
-def ask(
-    engine: FakeEngine, slots: Slots, audio: Clip
-) -> Coroutine[Any, Any, tuple[Transcript, int]]:
+def ask(engine: FakeEngine, slots: Slots, audio: Clip) -> Coroutine[Any, Any, Transcript]:
     return recognise(engine, audio, Options(), slots, Deadline(PATIENCE), lambda seconds: None)
 
 
@@ -102,7 +100,7 @@ def test_windows_after_the_first_are_heard_side_by_side_in_its_language() -> Non
         await begun(engine, 3)
         assert slots.in_flight == 2
         engine.steps.release(2)
-        transcript, _ = await asyncio.wait_for(long, PATIENCE)
+        transcript = await asyncio.wait_for(long, PATIENCE)
         assert [options.language for _, options in engine.heard] == [None, "en", "en"]
         assert [segment.start for segment in transcript.segments] == [0, 25, 51]
         slots.close()
@@ -117,7 +115,7 @@ def test_a_long_clip_in_work_is_not_refused_by_a_full_queue_or_a_drain() -> None
         await begun(engine, 1)
         slots.drain()
         engine.steps.release(2)
-        transcript, _ = await asyncio.wait_for(long, PATIENCE)
+        transcript = await asyncio.wait_for(long, PATIENCE)
         assert len(transcript.segments) == 2
         slots.close()
 
@@ -136,7 +134,7 @@ def test_windows_after_the_first_are_decoded_in_batches_shared_by_the_slots() ->
 
     async def batches(slots: int, windows: int) -> list[int]:
         engine, gate = Batches(), Slots("test", slots, 0)
-        transcript, _ = await ask(engine, gate, clip(*range(10, 10 + windows)))
+        transcript = await ask(engine, gate, clip(*range(10, 10 + windows)))
         gate.close()
         starts = [segment.start for segment in transcript.segments]
         assert starts == sorted(starts)
@@ -148,14 +146,14 @@ def test_windows_after_the_first_are_decoded_in_batches_shared_by_the_slots() ->
     assert asyncio.run(batches(2, 5)) == [1, 2, 2]
 
 
-def test_full_context_retries_are_counted() -> None:
-    async def scenario() -> int:
+def test_second_tries_are_counted() -> None:
+    async def scenario() -> tuple[int, int]:
         slots = Slots("test", 2, 0)
-        _, retries = await ask(FakeEngine(full_context=True), slots, clip(20, 21, 22))
+        transcript = await ask(FakeEngine(full_context=True, doubted=True), slots, clip(20, 21, 22))
         slots.close()
-        return retries
+        return transcript.full_context_retries, transcript.second_looks
 
-    assert asyncio.run(scenario()) == 3
+    assert asyncio.run(scenario()) == (3, 3)
 
 
 def test_an_engine_that_breaks_in_a_later_window_fails_the_clip() -> None:

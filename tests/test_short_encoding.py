@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import jiwer
@@ -67,8 +68,9 @@ def test_the_encoder_sees_the_clip_and_not_30_s(short: WhisperEngine, speech: Sp
     samples = heard(speech["fleurs-en-004"].audio)
     encoding = encoder.encode(samples)
     positions = encoding.output.shape[1]
-    own = (len(samples) / SAMPLE_RATE + 1.5) * 50  # with the margin, without the edge
-    assert positions == pytest.approx(own + (POSITIONS - own) / 2, abs=2)
+    own = (len(samples) / SAMPLE_RATE + 4.5) * 50  # with the margin, without the edge
+    assert encoding.own.shape[1] == pytest.approx(own, abs=2)
+    assert positions == pytest.approx(own + (POSITIONS - own) / 4, abs=2)
     assert encoding.frames == len(samples) * 100 // SAMPLE_RATE
 
 
@@ -109,6 +111,25 @@ def test_windows_decoded_together_are_heard_as_each_alone(
         assert words_wrong(expected, " ".join(segment.text for segment in one.segments)) <= 1
         assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.1)
         assert one.weakest == pytest.approx(other.weakest, abs=0.1)
+
+
+def test_a_doubtful_text_gets_a_second_look_with_a_beam(
+    short: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, options = heard(speech["fleurs-en-004"].audio), Options(language="en")
+    noise = np.random.default_rng(1).normal(0, samples.std() * 2, len(samples))
+    noisy = samples + noise.astype(np.float32)
+    greedy = short.transcribe(noisy, options)
+    assert greedy.weakest < 0.4
+    assert not greedy.doubted
+    beam = short._decode([short.encode(noisy)], [short._tokenizer("en", options)], options, 5)
+
+    monkeypatch.setattr(short, "_doubt_beam_size", 5)
+    ours = short.transcribe(noisy, options)
+    assert ours.doubted
+    assert ours.weakest == pytest.approx(math.exp(beam[0].weakest))
+    assert text(short, noisy, options) != " ".join(segment.text for segment in greedy.segments)
+    assert not short.transcribe(heard(speech["LJ001-0007"].audio), options).doubted
 
 
 def test_a_loop_is_caught_and_encoded_in_full_once(base: WhisperEngine, speech: Speech) -> None:

@@ -87,6 +87,9 @@ class TierConfig(BaseSettings):
         None, ge=0, description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY"
     )
     beam_size: int = Field(1, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
+    doubt_beam_size: int = Field(
+        1, ge=1, le=16, description="hypotheses of the second look at a doubtful text; 1: none"
+    )
     short_clip_encoding: bool = Field(
         False, description="encode what was said, not 30 s of it and silence"
     )
@@ -168,6 +171,9 @@ class PrimaryConfig(TierConfig):
 
     model_path: Path = Field(alias="CT2_SMALL_PATH", description="folder of the CTranslate2 model")
     compute_type: ComputeType = Field("float16", description="CTranslate2's number format")
+    doubt_beam_size: int = Field(
+        5, ge=1, le=16, description="hypotheses of the second look at a doubtful text; 1: none"
+    )
     short_clip_encoding: bool = Field(
         True, description="encode what was said, not 30 s of it and silence"
     )

@@ -73,6 +73,7 @@ def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # n
         cpu_threads=max(1, setup.concurrency * setup.threads // workers),
         workers=workers,
         short=form,
+        doubt_beam_size=5,
     )
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -83,8 +84,8 @@ def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # n
         if not clip.speech:
             return Heard("")
         work = recognise(engine, clip, Options(), slots, Deadline(PATIENCE_S), lambda waited: None)
-        transcript, retries = asyncio.run_coroutine_threadsafe(work, loop).result()
-        return Heard(transcript.text, retries=retries)
+        transcript = asyncio.run_coroutine_threadsafe(work, loop).result()
+        return Heard(transcript.text, retries=transcript.full_context_retries)
 
     return transcribe
 
@@ -146,15 +147,16 @@ PEERS = tuple(CONTENDERS)
 ABLATIONS: dict[str, ShortForm | None] = {
     "30 s encoding": None,
     "as in force": ShortForm(),
-    "margin 1 s": ShortForm(margin=1.0),
+    "margin 2 s, every 2nd": ShortForm(margin=2.0, stride=2),
+    "margin 3 s, every 3rd": ShortForm(margin=3.0, stride=3),
     "margin 3 s": ShortForm(margin=3.0),
-    "margin 5 s": ShortForm(margin=5.0),
+    "margin 7 s": ShortForm(margin=7.0),
     "edge 0 s": ShortForm(edge=0.0),
     "edge 1 s": ShortForm(edge=1.0),
     "whole tail": ShortForm(stride=1),
-    "every 3rd of the tail": ShortForm(stride=3),
+    "every 2nd of the tail": ShortForm(stride=2),
+    "every 8th of the tail": ShortForm(stride=8),
     "silence tail": ShortForm(spoken_tail=False),
-    "whole silence tail": ShortForm(stride=1, spoken_tail=False),
 }
 CONTENDERS |= {name: partial(ours, form=form) for name, form in ABLATIONS.items()}
 

@@ -34,8 +34,8 @@ async def recognise(
     slots: Slots,
     deadline: Deadline,
     waited: Callable[[float], None],
-) -> tuple[Transcript, int]:
-    """Recognise a clip's speech, of which there is some; also counts the full-context retries.
+) -> Transcript:
+    """Recognise a clip's speech, of which there is some.
 
     The first window tells the language; the others follow in batches, side by side where slots are
     free. Each step takes a slot of its own: between two steps of a long clip others get their turn,
@@ -94,5 +94,4 @@ async def recognise(
     finally:
         for worker in workers:
             worker.cancel()
-    retries = sum(utterance.full_context for _, utterance in heard)
-    return join(sorted(heard, key=lambda item: item[0].start)), retries
+    return join(sorted(heard, key=lambda item: item[0].start))

@@ -89,14 +89,11 @@ class Tier(ABC):
             self._metrics.queue_waited(seconds)
 
         began = time.perf_counter()
-        transcript, retries = await recognise(
+        transcript = await recognise(
             self.loaded_engine, clip, options, self.slots, deadline, waited
         )
         seconds = time.perf_counter() - began - (record.queue_wait_ms or 0) / 1000
-        self._metrics.full_context_retried(retries)
-        self._metrics.text_scored(
-            transcript.logprob, transcript.weakest, transcript.language_probability
-        )
+        self._metrics.recognised(transcript)
         return transcript, seconds
 
     def _answer(

@@ -47,6 +47,7 @@ def load_whisper(config: TierConfig) -> Engine:
         cpu_threads=threads,
         workers=config.max_concurrency,
         beam_size=config.beam_size,
+        doubt_beam_size=config.doubt_beam_size,
         short=ShortForm() if config.short_clip_encoding else None,
         languages=frozenset(config.languages),
         cache=config.cache_dir,

@@ -95,6 +95,7 @@ class Utterance:
         heard_until: where the decoder left the rest of the window to another decode, which it may
             with timestamps; None: all of it was heard.
         full_context: the short encoding went wrong, and the window was encoded in full after it.
+        doubted: the greedy text was in doubt, and a beam had a second look.
     """
 
     language: str
@@ -104,6 +105,7 @@ class Utterance:
     tokens: int
     weakest: float
     full_context: bool = False
+    doubted: bool = False
     heard_until: float | None = None
 
 

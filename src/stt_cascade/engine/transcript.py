@@ -19,6 +19,8 @@ class Transcript:
             `exp(avg_logprob)`; windows weighted by their tokens.
         weakest: probability (geometric mean) of the 3 least likely text tokens of a window;
             windows weighted by their duration.
+        full_context_retries: windows that the short encoding made loop, encoded anew in full.
+        second_looks: windows whose greedy text was in doubt, decoded again with a beam.
     """
 
     text: str
@@ -27,6 +29,8 @@ class Transcript:
     segments: tuple[Segment, ...]
     logprob: float
     weakest: float
+    full_context_retries: int
+    second_looks: int
 
 
 def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
@@ -54,6 +58,8 @@ def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
         segments=segments,
         logprob=logprob,
         weakest=weakest,
+        full_context_retries=sum(utterance.full_context for _, utterance in heard),
+        second_looks=sum(utterance.doubted for _, utterance in heard),
     )
 
 

@@ -32,6 +32,9 @@ from stt_cascade.engine.timestamps import broke_off, split_at_timestamps
 
 # Of a window that is decoded in two goes, each part is at least this long.
 MIN_PART_SECONDS = 0.5
+# A window whose three weakest tokens are less likely than this (geometric mean) is decoded again
+# with a beam. docs/engine.md, "The second look".
+DOUBT = math.log(0.4)
 # A less likely language is not worth a decode of its own.
 MIN_LANGUAGE_PROBABILITY = 0.1
 PREPEND_PUNCTUATION = "\"'“¿([{-"
@@ -42,15 +45,12 @@ APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-
 class _Heard:
     """A window as heard in one language; `probability` is the language's, if it was detected."""
 
+    encoding: Encoding
     tokenizer: Tokenizer
     probability: float | None
     decoded: Decoded
-
-    @property
-    def likelihood(self) -> tuple[bool, float]:
-        """To compare by: log-probability of language and text together, loops last."""
-        language = math.log(self.probability) if self.probability else -math.inf
-        return not self.decoded.suspect, language + self.decoded.logprob
+    full_context: bool = False
+    doubted: bool = False
 
 
 class WhisperEngine:
@@ -63,6 +63,8 @@ class WhisperEngine:
         workers: inferences at the same time. The caller's own gate must agree: CTranslate2 runs
             more than this one after the other.
         beam_size: hypotheses kept; 1 is greedy.
+        doubt_beam_size: hypotheses of a second look at a window whose text is in doubt; no more
+            than `beam_size`: none is taken.
         short: encode what was said, in that form; None: 30 s whatever was said.
         languages: restricts the detection; empty: all that the model knows.
         cache: folder for what the warm-up prepares; None: prepare it at each start.
@@ -82,6 +84,7 @@ class WhisperEngine:
         cpu_threads: int = 1,
         workers: int = 1,
         beam_size: int = 1,
+        doubt_beam_size: int = 1,
         short: ShortForm | None = None,
         languages: frozenset[str] = frozenset(),
         cache: Path | None = None,
@@ -98,6 +101,7 @@ class WhisperEngine:
             num_workers=workers,
         )
         self._beam_size = beam_size
+        self._doubt_beam_size = doubt_beam_size
         # faster-whisper lists Cantonese for models too that have no token for it.
         token = self._model.hf_tokenizer.token_to_id
         self._languages = frozenset(
@@ -132,17 +136,9 @@ class WhisperEngine:
 
     def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
         return [
-            # Once, and in the same slot: the net under the short encoding.
-            self._in_full(encoding.samples, options)
-            if heard.decoded.suspect and self._encoder is not self._full
-            else self._utterance(encoding, heard, options)
-            for encoding, heard in zip(encodings, self._hear(encodings, options), strict=True)
+            self._utterance(self._checked(heard, options), options)
+            for heard in self._hear(encodings, options)
         ]
-
-    def _in_full(self, samples: Samples, options: Options) -> Utterance:
-        encoding = self._full.encode(samples)
-        (heard,) = self._hear([encoding], options)
-        return replace(self._utterance(encoding, heard, options), full_context=True)
 
     def _hear(self, encodings: Sequence[Encoding], options: Options) -> list[_Heard]:
         language = options.language
@@ -151,7 +147,10 @@ class WhisperEngine:
         if language is not None:
             tokenizer = self._tokenizer(language, options)
             decoded = self._decode(encodings, [tokenizer] * len(encodings), options)
-            return [_Heard(tokenizer, None, one) for one in decoded]
+            return [
+                _Heard(encoding, tokenizer, None, one)
+                for encoding, one in zip(encodings, decoded, strict=True)
+            ]
         first, *rest = encodings
         heard = self._hear_some_language(first, options)
         known = replace(options, language=heard.tokenizer.language_code)
@@ -160,27 +159,47 @@ class WhisperEngine:
     def _hear_some_language(self, encoding: Encoding, options: Options) -> _Heard:
         """Decode in each language that it may be, together; the likeliest pair of both counts."""
         found = likely_languages(
-            self._model.model.detect_language(encoding.output)[0], self._detectable
+            self._model.model.detect_language(encoding.own)[0], self._detectable
         )
         tokenizers = [self._tokenizer(language, options) for language, _ in found]
         decoded = self._decode([encoding] * len(found), tokenizers, options)
-        return max(
-            (
-                _Heard(tokenizer, probability, one)
-                for (_, probability), tokenizer, one in zip(found, tokenizers, decoded, strict=True)
-            ),
-            key=lambda heard: heard.likelihood,
-        )
+
+        def likelihood(index: int) -> tuple[bool, float]:
+            probability, text = found[index][1], decoded[index]
+            return not text.suspect, text.logprob + (math.log(probability) if probability else 0.0)
+
+        best = max(range(len(found)), key=likelihood)
+        return _Heard(encoding, tokenizers[best], found[best][1], decoded[best])
+
+    def _checked(self, heard: _Heard, options: Options) -> _Heard:
+        """The same, or what a second try made of it: one at most, in the same slot."""
+        if heard.decoded.suspect and self._encoder is not self._full:
+            # The net under the short encoding.
+            (again,) = self._hear([self._full.encode(heard.encoding.samples)], options)
+            return replace(again, full_context=True)
+        if heard.decoded.weakest < DOUBT and self._doubt_beam_size > self._beam_size:
+            (wider,) = self._decode(
+                [heard.encoding], [heard.tokenizer], options, self._doubt_beam_size
+            )
+            decoded = heard.decoded if wider.suspect else wider
+            return replace(heard, decoded=decoded, doubted=True)
+        return heard
 
     def _decode(
-        self, encodings: Sequence[Encoding], tokenizers: Sequence[Tokenizer], options: Options
+        self,
+        encodings: Sequence[Encoding],
+        tokenizers: Sequence[Tokenizer],
+        options: Options,
+        beam_size: int | None = None,
     ) -> list[Decoded]:
-        return decode(self._model, encodings, tokenizers, options, beam_size=self._beam_size)
+        return decode(
+            self._model, encodings, tokenizers, options, beam_size=beam_size or self._beam_size
+        )
 
-    def _utterance(self, encoding: Encoding, heard: _Heard, options: Options) -> Utterance:
-        tokenizer, decoded = heard.tokenizer, heard.decoded
-        duration = len(encoding.samples) / SAMPLE_RATE
-        segments = self._segments(encoding, decoded, tokenizer, options, duration)
+    def _utterance(self, heard: _Heard, options: Options) -> Utterance:
+        decoded, tokenizer = heard.decoded, heard.tokenizer
+        duration = len(heard.encoding.samples) / SAMPLE_RATE
+        segments = self._segments(heard, options, duration)
         heard_until = None
         if segments and broke_off(decoded.tokens, tokenizer.timestamp_begin):
             heard_until = segments[-1].end
@@ -194,6 +213,8 @@ class WhisperEngine:
             tokens=len(decoded.tokens) + 1,
             weakest=math.exp(decoded.weakest),
             heard_until=heard_until,
+            full_context=heard.full_context,
+            doubted=heard.doubted,
         )
 
     def _tokenizer(self, language: str, options: Options) -> Tokenizer:
@@ -204,14 +225,8 @@ class WhisperEngine:
             language=language,
         )
 
-    def _segments(
-        self,
-        encoding: Encoding,
-        decoded: Decoded,
-        tokenizer: Tokenizer,
-        options: Options,
-        duration: float,
-    ) -> tuple[Segment, ...]:
+    def _segments(self, heard: _Heard, options: Options, duration: float) -> tuple[Segment, ...]:
+        encoding, tokenizer, decoded = heard.encoding, heard.tokenizer, heard.decoded
         pieces: list[dict[str, Any]] = [
             {"seek": 0, "start": start, "end": end, "tokens": tokens}
             for start, end, tokens in split_at_timestamps(

@@ -22,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stt_cascade.cascade.decision import GATES
+from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Gpu
@@ -90,6 +91,9 @@ class Metrics:
         self._full_context = counter(
             "stt_full_context_retries_total", "Windows encoded anew, in full, after a loop."
         )
+        self._second_looks = counter(
+            "stt_second_looks_total", "Windows decoded again with a beam, after a doubtful text."
+        )
         self._audio = counter("stt_audio_seconds_total", "Seconds of audio decoded.")
         self._total = seconds("stt_request_total_seconds", "End to end, answers 200.")
         self._slo = seconds("stt_slo_request_seconds", "The same, clips up to SLO_CLIP_SECONDS.")
@@ -144,10 +148,6 @@ class Metrics:
     def audio_decoded(self, seconds: float) -> None:
         self._audio.inc(seconds)
 
-    def full_context_retried(self, times: int) -> None:
-        """So many short encodings of a clip went wrong, and were encoded in full."""
-        self._full_context.inc(times)
-
     def no_speech(self) -> None:
         self._no_speech.inc()
         self._counts["no_speech"] += 1
@@ -164,11 +164,14 @@ class Metrics:
         self._fallback_infer.observe(seconds)
         self._rolling["fallback_infer"].append(seconds * 1000)
 
-    def text_scored(self, logprob: float, weakest: float, langprob: float | None) -> None:
-        self._confidence.labels("logprob").observe(logprob)
-        self._confidence.labels("weakest").observe(weakest)
-        if langprob is not None:
-            self._confidence.labels("langprob").observe(langprob)
+    def recognised(self, transcript: Transcript) -> None:
+        """A text of this tier's own engine."""
+        self._full_context.inc(transcript.full_context_retries)
+        self._second_looks.inc(transcript.second_looks)
+        self._confidence.labels("logprob").observe(transcript.logprob)
+        self._confidence.labels("weakest").observe(transcript.weakest)
+        if transcript.language_probability is not None:
+            self._confidence.labels("langprob").observe(transcript.language_probability)
 
     def gates_failed(self, gates: tuple[str, ...]) -> None:
         for gate in gates:
