@@ -37,9 +37,9 @@ async def recognise(
 ) -> Transcript:
     """Recognise a clip's speech, of which there is some.
 
-    The first window tells the language; the others follow in batches, side by side where slots are
-    free. Each step takes a slot of its own: between two steps of a long clip others get their turn,
-    and a caller that goes away costs no inference but the one that runs.
+    The first window tells the language; the others are encoded meanwhile where slots are free, and
+    decoded in batches. Each step takes a slot of its own: between two steps of a long clip others
+    get their turn, and a caller that goes away costs no inference but the one that runs.
 
     Args:
         waited: told the seconds that the clip waited for its first slot.
@@ -47,11 +47,19 @@ async def recognise(
     Raises:
         Refusal: as `Slots.run`; any other exception is the engine's.
     """
-    left = deque(windows(clip.speech))
+    first, *others = windows(clip.speech)
+    left = deque(others)
+    share = min(BATCH, max(1, math.ceil(len(left) / slots.size)))
     heard: list[tuple[Span, Utterance]] = []
+    admitted = asyncio.Event()
+    language: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def samples(span: Span) -> Samples:
         return clip.samples[span.start : span.end]
+
+    def begun(seconds: float) -> None:
+        waited(seconds)
+        admitted.set()
 
     def keep(span: Span, utterance: Utterance) -> None:
         if utterance.heard_until is not None:
@@ -60,38 +68,41 @@ async def recognise(
             span = Span(span.start, middle)
         heard.append((span, utterance))
 
-    first = left.popleft()
-    (utterance,) = await slots.run(
-        lambda: engine.decode([engine.encode(samples(first))], options),
-        deadline,
-        audio_seconds=first.seconds,
-        waited=waited,
-    )
-    keep(first, utterance)
-    # One clip, one language: what comes after the first window need not detect it again.
-    options = replace(options, language=utterance.language)
-    in_turn = partial(slots.run, deadline=deadline, admitted=True)
+    async def lead() -> None:
+        (utterance,) = await slots.run(
+            lambda: engine.decode([engine.encode(samples(first))], options),
+            deadline,
+            audio_seconds=first.seconds,
+            waited=begun,
+        )
+        keep(first, utterance)
+        language.set_result(utterance.language)
+        await follow()
 
-    share = min(BATCH, math.ceil(len(left) / slots.size))
-
-    async def work() -> None:
+    async def follow() -> None:
+        # What was let in goes on, whatever the queue.
+        in_turn = partial(slots.run, deadline=deadline, admitted=True)
+        await admitted.wait()
         while left:
             batch = [left.popleft() for _ in range(min(share, len(left)))]
             encodings = [
                 await in_turn(partial(engine.encode, samples(span)), audio_seconds=span.seconds)
                 for span in batch
             ]
+            # One clip, one language: what comes after the first window need not detect it again.
+            known = replace(options, language=await asyncio.shield(language))
             utterances = await in_turn(
-                partial(engine.decode, encodings, options),
+                partial(engine.decode, encodings, known),
                 audio_seconds=sum(span.seconds for span in batch),
             )
             for span, utterance in zip(batch, utterances, strict=True):
                 keep(span, utterance)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(len(left), slots.size))]
+    work = [lead(), *(follow() for _ in range(min(len(left), slots.size - 1)))]
+    tasks = [asyncio.ensure_future(part) for part in work]
     try:
-        await asyncio.gather(*workers)
+        await asyncio.gather(*tasks)
     finally:
-        for worker in workers:
-            worker.cancel()
+        for task in tasks:
+            task.cancel()
     return join(sorted(heard, key=lambda item: item[0].start))

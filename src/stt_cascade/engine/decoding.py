@@ -24,6 +24,10 @@ MAX_TOKENS = 224
 # scripts, and scripts that the tokenizer knows only by bytes need about three times as many.
 TOKENS_PER_SECOND = 25
 TOKENS_AT_LEAST = 24
+# A text is in doubt if a fifth of its tokens, the weakest ones and at least three, are less likely
+# than this (geometric mean). docs/engine.md, "The second look", says what that costs and brings.
+DOUBT = math.log(0.4)
+DOUBT_SHARE = 0.2
 # faster-whisper's own threshold for a text that repeats itself.
 MAX_COMPRESSION_RATIO = 2.4
 # The same few tokens, this often in a row.
@@ -39,6 +43,7 @@ class Decoded:
         avg_logprob: as faster-whisper has it, end token included.
         weakest: mean log-probability of the weakest text tokens.
         suspect: it looks like a loop.
+        doubtful: its weakest tokens are so weak that a beam may find better ones.
     """
 
     tokens: list[int]
@@ -46,6 +51,7 @@ class Decoded:
     weakest: float
     no_speech_prob: float
     suspect: bool
+    doubtful: bool
 
     @property
     def logprob(self) -> float:
@@ -117,6 +123,7 @@ def _decoded(
         weakest=weakest_logprob(logprobs),
         no_speech_prob=float(result.no_speech_prob),
         suspect=len(tokens) >= cap or repeats(text_tokens, tokenizer.decode(text_tokens)),
+        doubtful=weakest_logprob(logprobs, DOUBT_SHARE) < DOUBT,
     )
 
 

@@ -13,9 +13,14 @@ import numpy.typing as npt
 WEAKEST_TOKENS = 3
 
 
-def weakest_logprob(text_logprobs: Sequence[float]) -> float:
-    """Mean of the lowest log-probabilities; 0.0 (certain) where there is no text token."""
-    lowest = sorted(text_logprobs)[:WEAKEST_TOKENS]
+def weakest_logprob(text_logprobs: Sequence[float], share: float = 0.0) -> float:
+    """Mean of the lowest log-probabilities; 0.0 (certain) where there is no text token.
+
+    Args:
+        share: of the tokens that count, but at least three.
+    """
+    count = max(WEAKEST_TOKENS, math.ceil(share * len(text_logprobs)))
+    lowest = sorted(text_logprobs)[:count]
     return sum(lowest) / len(lowest) if lowest else 0.0
 
 
