@@ -56,7 +56,13 @@ class Batch:
     peak_rss_mib: float
 
 
-def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # noqa: B008  # frozen
+def ours(
+    setup: Setup,
+    form: ShortForm | None = ShortForm(),  # noqa: B008  # it is frozen
+    *,
+    beam_size: int = 1,
+    doubt_beam_size: int = 5,
+) -> Transcribe:
     """This project's engine as a tier uses it: speech detection, slots, language detected."""
     from stt_cascade.admission.deadline import Deadline
     from stt_cascade.admission.slots import Slots
@@ -73,7 +79,8 @@ def ours(setup: Setup, form: ShortForm | None = ShortForm()) -> Transcribe:  # n
         cpu_threads=max(1, setup.concurrency * setup.threads // workers),
         workers=workers,
         short=form,
-        doubt_beam_size=5,
+        beam_size=beam_size,
+        doubt_beam_size=doubt_beam_size,
     )
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -144,21 +151,22 @@ CONTENDERS: dict[str, Callable[[Setup], Transcribe]] = {
 PEERS = tuple(CONTENDERS)
 
 # One constant at a time, away from what is in force; docs/engine.md has the table.
-ABLATIONS: dict[str, ShortForm | None] = {
-    "30 s encoding": None,
-    "as in force": ShortForm(),
-    "margin 2 s, every 2nd": ShortForm(margin=2.0, stride=2),
-    "margin 3 s, every 3rd": ShortForm(margin=3.0, stride=3),
-    "margin 3 s": ShortForm(margin=3.0),
-    "margin 7 s": ShortForm(margin=7.0),
-    "edge 0 s": ShortForm(edge=0.0),
-    "edge 1 s": ShortForm(edge=1.0),
-    "whole tail": ShortForm(stride=1),
-    "every 2nd of the tail": ShortForm(stride=2),
-    "every 8th of the tail": ShortForm(stride=8),
-    "silence tail": ShortForm(spoken_tail=False),
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "30 s encoding": {"form": None},
+    "as in force": {},
+    "no second look": {"doubt_beam_size": 1},
+    "beam of 5 for all": {"beam_size": 5},
+    "margin 2 s, every 2nd of the tail": {"form": ShortForm(margin=2.0, stride=2)},
+    "margin 3 s, every 3rd of the tail": {"form": ShortForm(margin=3.0, stride=3)},
+    "margin 3 s": {"form": ShortForm(margin=3.0)},
+    "margin 7 s": {"form": ShortForm(margin=7.0)},
+    "edge 0 s": {"form": ShortForm(edge=0.0)},
+    "edge 1 s": {"form": ShortForm(edge=1.0)},
+    "whole tail": {"form": ShortForm(stride=1)},
+    "every 8th of the tail": {"form": ShortForm(stride=8)},
+    "silence tail": {"form": ShortForm(spoken_tail=False)},
 }
-CONTENDERS |= {name: partial(ours, form=form) for name, form in ABLATIONS.items()}
+CONTENDERS |= {name: partial(ours, **change) for name, change in ABLATIONS.items()}
 
 
 def _faster_whisper(setup: Setup) -> Any:
