@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import socket
 import threading
@@ -17,6 +18,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import FALLBACK_KEY, PATIENCE, FakeEngine, ScriptedFallback
+from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.app import create_app
@@ -24,6 +26,9 @@ from stt_cascade.http.service import Service
 from tones import wav
 
 TRANSCRIBE = "/v1/transcribe"
+# A tier of its own process starts its own; here hundreds of tiers come and go.
+POOLS = DecoderPools.make()
+atexit.register(POOLS.close)
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -37,10 +42,12 @@ def until(true: Callable[[], bool], what: str) -> None:
 class RunningTier:
     """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own."""
 
-    def __init__(self, config: TierConfig, engine: Engine | None) -> None:
+    def __init__(
+        self, config: TierConfig, engine: Engine | None, pools: DecoderPools = POOLS
+    ) -> None:
         self.config = config
         self.engine = engine
-        self.app = create_app(config, engine)
+        self.app = create_app(config, engine, pools)
         self.service: Service = self.app.state.service
         listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]

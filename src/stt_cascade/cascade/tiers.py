@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from functools import partial
 
 import structlog
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
 from stt_cascade.answer import Answer, Reason, Routing, heard, timings
-from stt_cascade.audio.decode import decode
-from stt_cascade.audio.speech import detect
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.cascade.decision import Accept, Policy, decide
 from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.cascade.hearing import DecoderPools, Hearing
 from stt_cascade.cascade.recognise import recognise
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
-from stt_cascade.engine.protocol import Clip, Engine, Options, Span
+from stt_cascade.config import PrimaryConfig, TierConfig
+from stt_cascade.engine.protocol import Clip, Engine, Options
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import DeadlineExceeded, FallbackFailed, InvalidRequest, NotReady, Refusal
 from stt_cascade.record import Record
@@ -27,20 +25,16 @@ from stt_cascade.upload import Upload
 
 log = structlog.get_logger("stt.tier")
 
-# Decoding is short next to inference, and must not hold a slot while a caller's odd file takes
-# its time.
-DECODERS = 2
-
 
 class Tier(ABC):
     """What both tiers do: hear a clip, infer in a slot, make the answer."""
 
-    def __init__(self, config: TierConfig, metrics: Metrics) -> None:
+    def __init__(self, config: TierConfig, metrics: Metrics, pools: DecoderPools) -> None:
         self._config = config
         self._metrics = metrics
         self.engine: Engine | None = None
         self.slots = Slots("inference", config.max_concurrency, config.queue_limit)
-        self.decoding = Slots("decoding", DECODERS, DECODERS + config.queue_limit)
+        self._hearing = Hearing(config, pools)
 
     @abstractmethod
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
@@ -63,18 +57,16 @@ class Tier(ABC):
 
     def drain(self) -> None:
         """Send home who waits; work that has begun goes on."""
-        self.decoding.drain()
+        self._hearing.drain()
         self.slots.drain()
 
     def close(self) -> None:
-        self.decoding.close()
+        self._hearing.close()
         self.slots.close()
 
     async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
         """Decode the upload, and find where somebody speaks."""
-        clip = await self.decoding.run(
-            partial(hear, upload, self._config.max_audio_seconds, self._config.vad), deadline
-        )
+        clip = await self._hearing.hear(upload, deadline)
         record.audio_seconds = round(clip.duration, 3)
         self._metrics.audio_decoded(clip.duration)
         return clip
@@ -124,9 +116,6 @@ class Tier(ABC):
 class Fallback(Tier):
     """The second tier: transcribes, and routes nothing."""
 
-    def __init__(self, config: FallbackConfig, metrics: Metrics) -> None:
-        super().__init__(config, metrics)
-
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         record.fallback_used = False
         record.lang_check_applicable = False
@@ -146,8 +135,14 @@ class Fallback(Tier):
 class Primary(Tier):
     """The first tier: transcribes, doubts, and asks the fallback."""
 
-    def __init__(self, config: PrimaryConfig, metrics: Metrics, fallback: FallbackClient) -> None:
-        super().__init__(config, metrics)
+    def __init__(
+        self,
+        config: PrimaryConfig,
+        metrics: Metrics,
+        pools: DecoderPools,
+        fallback: FallbackClient,
+    ) -> None:
+        super().__init__(config, metrics, pools)
         self._policy = Policy.of(config)
         self._on_failure = config.on_fallback_failure
         self._fallback = fallback
@@ -232,9 +227,3 @@ class Primary(Tier):
             seconds = time.perf_counter() - began
             record.fallback_infer_ms = seconds * 1000
             self._metrics.fallback_inferred(seconds)
-
-
-def hear(upload: Upload, max_seconds: float, vad: bool) -> Clip:
-    """An upload as samples and the stretches of speech in them; without `vad`, all is speech."""
-    samples = decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
-    return Clip(samples, detect(samples) if vad else (Span(0, len(samples)),))

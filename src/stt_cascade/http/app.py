@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.config import TierConfig, load
 from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
@@ -29,18 +30,21 @@ def app_from_file(tier: type[TierConfig]) -> FastAPI:
     return create_app(config)
 
 
-def create_app(config: TierConfig, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    config: TierConfig, engine: Engine | None = None, pools: DecoderPools | None = None
+) -> FastAPI:
     """The ASGI app of the tier that the settings are of.
 
     Nothing is loaded and no socket opened before its lifespan begins.
 
     Args:
         engine: what recognises speech; by default Whisper as the settings say.
+        pools: decoding processes to share with other apps; by default its own.
 
     Raises:
         ConfigError: a key file cannot be used.
     """
-    service = Service(config, load_whisper if engine is None else lambda _: engine)
+    service = Service(config, load_whisper if engine is None else lambda _: engine, pools)
     app = FastAPI(
         title=f"stt-cascade, {config.tier}",
         version=__version__,

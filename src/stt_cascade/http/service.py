@@ -19,6 +19,7 @@ from stt_cascade.admission.keys import Secrets
 from stt_cascade.admission.rate_limit import RateLimiter
 from stt_cascade.audio import speech
 from stt_cascade.cascade.fallback_client import FallbackClient
+from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
@@ -37,24 +38,27 @@ class Service:
 
     Args:
         load: makes the engine; called in a thread, while the port answers `not_ready` already.
+        pools: decoding processes that outlive the service; None: its own.
     """
 
-    def __init__(self, config: TierConfig, load: Load) -> None:
+    def __init__(self, config: TierConfig, load: Load, pools: DecoderPools | None = None) -> None:
         self.config = config
         self.secrets = Secrets(config)
         self.metrics = Metrics(config.slo_clip_seconds)
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.draining = False
         self._load = load
+        self._own_pools = pools is None
+        self._pools = pools or DecoderPools.make()
         self._fallback: FallbackClient | None = None
         self._gpu: Gpu | None = None
         self._started = time.monotonic()
         self.tier: Tier
         if isinstance(config, PrimaryConfig):
             self._fallback = FallbackClient(config, self.secrets)
-            self.tier = Primary(config, self.metrics, self._fallback)
+            self.tier = Primary(config, self.metrics, self._pools, self._fallback)
         elif isinstance(config, FallbackConfig):
-            self.tier = Fallback(config, self.metrics)
+            self.tier = Fallback(config, self.metrics, self._pools)
         else:
             raise TypeError(f"no tier has settings of the type {type(config).__name__}")
 
@@ -80,6 +84,8 @@ class Service:
                     )
             if self._fallback is not None:
                 await stack.enter_async_context(self._fallback)
+            if self._own_pools:
+                stack.callback(self._pools.close)
             stack.callback(self.tier.close)
             watching = asyncio.create_task(self.secrets.watch())
             stack.callback(watching.cancel)
@@ -165,6 +171,10 @@ class Service:
 
         def load() -> None:
             began = time.monotonic()
+            try:
+                self._pools.start()
+            except OSError as error:
+                _die(str(error))
             try:
                 engine = self._load(self.config)
                 engine.warm_up()

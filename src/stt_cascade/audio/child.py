@@ -1,0 +1,124 @@
+"""The process that decodes: a caller's bytes meet FFmpeg here, and nowhere else.
+
+It is started by `decoders.py`, speaks with it over one socket, and can do little else: after its
+imports it may open no file and no socket, write no file, and use no more memory and processor time
+than a decode needs. What it sends back is raw samples or a sentence, never an object to unpickle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import math
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+import wave
+
+import numpy as np
+
+from stt_cascade.audio.decode import decode
+from stt_cascade.engine.protocol import SAMPLE_RATE
+from stt_cascade.errors import AudioTooLong, InvalidAudio
+
+# What the service sends before the file: its size in bytes, raw G.722 or not, seconds allowed.
+REQUEST = struct.Struct("<Q?d")
+# What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
+REPLY = struct.Struct("<BQ")
+SAMPLES, INVALID, TOO_LONG, BROKEN = range(4)
+READY = b"ready"
+
+# For one file, beyond what its decoded length explains.
+CPU_SECONDS = 3
+MEMORY_BYTES = 256 * 1024 * 1024
+# Decoding runs at some hundred times real time; a slow machine gets a tenth of that.
+DECODED_SECONDS_PER_CPU_SECOND = 60
+# The blocks of a decode, all of them in one, and FFmpeg's own.
+COPIES = 3
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def main(descriptor: int, niceness: int) -> None:
+    """Decode what comes over the socket until it closes."""
+    # The parent made it for this process alone; nothing can be made in a folder that is gone.
+    os.rmdir(os.getcwd())  # noqa: PTH106, PTH109  # the folder has no path worth an object
+    service = socket.socket(fileno=descriptor)
+    os.nice(niceness)
+    _warm_up()
+    memory = os.open("/proc/self/statm", os.O_RDONLY)
+    _confine()
+    service.sendall(READY)
+    while header := _receive(service, REQUEST.size):
+        size, raw_g722, max_seconds = REQUEST.unpack(header)
+        pages = int(os.pread(memory, 64, 0).split()[0])
+        _limit(pages * resource.getpagesize(), size, max_seconds)
+        kind, payload = _answer(_receive(service, size), raw_g722, max_seconds)
+        service.sendall(REPLY.pack(kind, len(payload)))
+        service.sendall(payload)
+
+
+def _answer(data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytes]:
+    try:
+        samples = decode(data, raw_g722=raw_g722, max_seconds=max_seconds)
+    except InvalidAudio as error:
+        return INVALID, error.message.encode()
+    except AudioTooLong as error:
+        return TOO_LONG, error.message.encode()
+    except MemoryError:
+        return INVALID, b"decoding it needs more memory than a file of its length may take"
+    except Exception as error:  # noqa: BLE001  # whatever a file made of FFmpeg, it is the file's
+        return BROKEN, f"{type(error).__name__}: {error}".encode()
+    return SAMPLES, samples.tobytes()
+
+
+def _receive(service: socket.socket, size: int) -> bytes:
+    """So many bytes; empty where the service has closed the socket."""
+    received = bytearray()
+    while len(received) < size:
+        chunk = service.recv(min(size - len(received), 1 << 20))
+        if not chunk:
+            return b""
+        received += chunk
+    return bytes(received)
+
+
+def _warm_up() -> None:
+    """Load what the first decode would load, while files may still be opened."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as clip:
+        clip.setnchannels(1)
+        clip.setsampwidth(2)
+        clip.setframerate(SAMPLE_RATE // 2)
+        clip.writeframes(bytes(SAMPLE_RATE))
+    decode(file.getvalue(), max_seconds=10)
+
+
+def _confine() -> None:
+    """Give up what decoding does not need, for good."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the process cannot give up gaining privileges")
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        # What is open stays open.
+        resource.setrlimit(limit, (0, 0))
+
+
+def _limit(used: int, size: int, max_seconds: float) -> None:
+    """Allow the next file what a file of that size and decoded length may cost.
+
+    Args:
+        used: bytes of address space that the process has already.
+    """
+    seconds = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
+    cpu = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
+    audio = int(max_seconds * SAMPLE_RATE * np.dtype(np.float32).itemsize)
+    memory = used + MEMORY_BYTES + 2 * size + COPIES * audio
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,219 @@
+"""Warm processes that decode, so that no caller's bytes reach FFmpeg in the service's own process.
+
+A process that dies or overstays is replaced, and its file refused. It is plain `subprocess` and one
+socket: the pools of `multiprocessing` and of libraries above it unpickle what a worker sends, which
+would hand the service to whoever takes over a worker, and share one pipe, which a dying worker
+leaves torn.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from stt_cascade.audio.child import (
+    BROKEN,
+    CPU_SECONDS,
+    DECODED_SECONDS_PER_CPU_SECOND,
+    READY,
+    REPLY,
+    REQUEST,
+    SAMPLES,
+    TOO_LONG,
+)
+from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
+from stt_cascade.errors import AudioTooLong, InvalidAudio
+
+log = structlog.get_logger("stt.decoders")
+
+START_SECONDS = 60.0
+# A process that is allowed a second of processor time may have to share the processor.
+WALL_PER_CPU = 4
+MAX_SENTENCE = 2000  # bytes of an error's message
+# What a child may know of the environment: where libraries are, and how they compute.
+PASSED_ON = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_", "OPENBLAS_")
+
+
+class Decoders:
+    """So many warm decoding processes, for threads to share. Started by `start` or the first use.
+
+    Args:
+        size: processes.
+        niceness: added to theirs: they decode when nobody else wants the processor.
+    """
+
+    def __init__(self, size: int, niceness: int = 0) -> None:
+        self._size = size
+        self._niceness = niceness
+        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = False
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Start the processes, and wait until one is ready.
+
+        Raises:
+            OSError: none can be started.
+        """
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+            self._idle.put(_Process(self._niceness))
+            for _ in range(self._size - 1):
+                self._replace()
+
+    def decode(self, data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
+        """`decode.decode` in one of the processes; blocks while none is free.
+
+        Raises:
+            InvalidAudio, AudioTooLong: as `decode.decode`; also if the file killed the process, or
+                took it too long.
+        """
+        self.start()
+        process = self._idle.get()
+        try:
+            samples = process.decode(data, raw_g722, max_seconds)
+        except _Lost as lost:
+            log.warning("a file ended its decoder", size=len(data), reason=str(lost))
+            self._replace()
+            raise InvalidAudio(f"the audio cannot be decoded: {lost}") from None
+        except BaseException:
+            self._idle.put(process)
+            raise
+        self._idle.put(process)
+        return samples
+
+    def close(self) -> None:
+        """End the processes that are idle, and the others when they are."""
+        self._closed.set()
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+    def _replace(self) -> None:
+        # The caller whose file it was need not wait for it.
+        threading.Thread(target=self._start_one, name="start-decoder", daemon=True).start()
+
+    def _start_one(self) -> None:
+        while not self._closed.is_set():
+            try:
+                process = _Process(self._niceness)
+            except OSError as error:
+                log.error("a decoder cannot be started", reason=str(error))
+                self._closed.wait(1.0)
+                continue
+            self._idle.put(process)
+            if self._closed.is_set():
+                self.close()
+            return
+
+
+class _Lost(Exception):
+    """The process is gone, or was ended; the message says why, for the caller."""
+
+
+class _Process:
+    """One child, ready to decode.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(self, niceness: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._child = _popen(theirs.fileno(), niceness)
+        self._socket.settimeout(START_SECONDS)
+        try:
+            if self._receive(len(READY)) != READY:
+                raise OSError("it did not say that it is ready")
+        except (_Lost, OSError) as error:
+            self.close()
+            raise OSError(f"the decoding process did not start: {error}") from error
+
+    def decode(self, data: bytes, raw_g722: bool, max_seconds: float) -> Samples:
+        """As `Decoders.decode`; after `_Lost`, the process is gone."""
+        limit = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
+        self._socket.settimeout(WALL_PER_CPU * limit)
+        try:
+            self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
+            self._socket.sendall(data)
+            kind, size = REPLY.unpack(self._receive(REPLY.size))
+            longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
+            if size > longest or kind > BROKEN:
+                raise _Lost("its decoder gave an answer of an unknown form")
+            payload = self._receive(size)
+        except _Lost:
+            self.close()
+            raise
+        except TimeoutError:
+            self.close()
+            raise _Lost("it takes too long") from None
+        except OSError as error:
+            self.close()
+            raise _Lost(self._end_of(error)) from None
+        if kind == SAMPLES:
+            return np.frombuffer(payload, np.float32)
+        message = payload.decode("utf-8", "replace")
+        if kind == TOO_LONG:
+            raise AudioTooLong(message)
+        if kind == BROKEN:
+            log.error("decoding failed in an unexpected way", reason=message)
+            message = "the audio cannot be decoded"
+        raise InvalidAudio(message)
+
+    def _receive(self, size: int) -> bytearray:
+        received = bytearray(size)
+        view = memoryview(received)
+        while view:
+            count = self._socket.recv_into(view)
+            if not count:
+                raise _Lost(self._end_of(None))
+            view = view[count:]
+        return received
+
+    def _end_of(self, error: OSError | None) -> str:
+        """Why the child is not there any more."""
+        with suppress(subprocess.TimeoutExpired):
+            status = self._child.wait(1.0)
+            if status == -signal.SIGXCPU:
+                return "it takes too much processor time"
+            return f"its decoder ended with status {status}"
+        return f"its decoder broke off: {error}"
+
+    def close(self) -> None:
+        self._socket.close()
+        self._child.kill()
+        self._child.wait()
+
+
+def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
+    # The child removes the folder as its first act; it may have no other.
+    empty = tempfile.mkdtemp(prefix="stt-decoder-")
+    known = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stt_cascade.audio.child", str(descriptor), str(niceness)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            cwd=empty,
+            env={**known, "PYTHONPATH": path},
+        )
+    except OSError:
+        Path(empty).rmdir()
+        raise

@@ -1,0 +1,170 @@
+"""The decoding processes: what they may do, and what becomes of a file that ends one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from fakes import PATIENCE
+from running import until
+from stt_cascade.audio import decoders as module
+from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
+from stt_cascade.audio.decode import decode
+from stt_cascade.audio.decoders import Decoders
+from stt_cascade.errors import AudioTooLong, InvalidAudio
+from tones import CONTAINERS, encoded, silence, tone, wav
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    """One process, so that a test knows which one it talks to."""
+    one = Decoders(1)
+    one.start()
+    yield one
+    one.close()
+
+
+def pid(decoders: Decoders) -> int:
+    """The process that is idle now."""
+    process = decoders._idle.get(timeout=PATIENCE)
+    decoders._idle.put(process)
+    return process._child.pid
+
+
+def gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_confined_process_decodes_what_this_one_does(decoders: Decoders, name: str) -> None:
+    data, raw = encoded(name, 1.7, 600), name == "g722"
+    ours = decoders.decode(data, raw_g722=raw, max_seconds=10)
+    assert np.array_equal(ours, decode(data, raw_g722=raw, max_seconds=10))
+
+
+def test_its_errors_are_those_of_the_decoder(decoders: Decoders) -> None:
+    before = pid(decoders)
+    with pytest.raises(InvalidAudio, match="not an audio file of a supported format"):
+        decoders.decode(b"ffconcat version 1.0\nfile /etc/passwd\n", max_seconds=10)
+    with pytest.raises(AudioTooLong, match="longer than the allowed 1 s"):
+        decoders.decode(wav(silence(2.0)), max_seconds=1)
+    assert pid(decoders) == before
+
+
+def test_it_may_open_nothing_write_nothing_and_is_nowhere(decoders: Decoders) -> None:
+    decoders.decode(wav(), max_seconds=10)
+    process = Path(f"/proc/{pid(decoders)}")
+    limits = dict(re.findall(r"(?m)^(Max [a-z ]+?)  +(\S+)", (process / "limits").read_text()))
+    assert limits["Max open files"] == "0"
+    assert limits["Max file size"] == "0"
+    assert limits["Max core file size"] == "0"
+    assert int(limits["Max cpu time"]) < 10
+    assert int(limits["Max address space"]) < 2**31
+    assert str((process / "cwd").readlink()).endswith("(deleted)")
+    assert "NoNewPrivs:\t1" in (process / "status").read_text()
+
+
+def test_it_knows_no_secret_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    one = Decoders(1)
+    one.start()
+    environment = Path(f"/proc/{pid(one)}/environ").read_bytes()
+    one.close()
+    assert b"PYTHONPATH=" in environment
+    assert b"hush" not in environment
+
+
+def test_a_file_that_kills_its_process_is_refused_and_the_next_one_is_heard(
+    decoders: Decoders,
+) -> None:
+    victim = pid(decoders)
+    os.kill(victim, signal.SIGSTOP)  # so that it is killed in the middle of the work
+    with ThreadPoolExecutor(1) as caller, capture_logs() as logs:
+        refused = caller.submit(decoders.decode, wav(tone(1.0)), max_seconds=10)
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(InvalidAudio, match="cannot be decoded: its decoder ended"):
+            refused.result(PATIENCE)
+    assert [line["event"] for line in logs] == ["a file ended its decoder"]
+    assert gone(victim)
+    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    assert pid(decoders) != victim
+
+
+def test_a_file_that_takes_too_long_is_refused_and_its_process_replaced(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = pid(decoders)
+    os.kill(victim, signal.SIGSTOP)
+    monkeypatch.setattr(module, "WALL_PER_CPU", 0.01)
+    with capture_logs(), pytest.raises(InvalidAudio, match="it takes too long"):
+        decoders.decode(wav(tone(1.0)), max_seconds=10)
+    monkeypatch.undo()
+    assert gone(victim)
+    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+
+
+def test_a_file_that_takes_too_much_processor_time_is_refused(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel counts: here for a process that has nothing left of its budget."""
+    victim = pid(decoders)
+    process = decoders._idle.get(timeout=PATIENCE)
+    os.kill(victim, signal.SIGXCPU)
+    decoders._idle.put(process)
+    with capture_logs(), pytest.raises(InvalidAudio, match="too much processor time"):
+        decoders.decode(wav(tone(1.0)), max_seconds=10)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        REPLY.pack(SAMPLES, 2**40),
+        REPLY.pack(BROKEN, 2**20),
+        REPLY.pack(77, 1),
+    ],
+    ids=["endless samples", "endless message", "unknown kind"],
+)
+def test_an_answer_of_a_taken_over_process_is_not_believed(
+    decoders: Decoders, answer: bytes
+) -> None:
+    process = decoders._idle.get(timeout=PATIENCE)
+    ours, theirs = socket.socketpair()
+    process._socket.close()
+    process._socket = ours
+    theirs.sendall(answer)
+    decoders._idle.put(process)
+    with capture_logs(), pytest.raises(InvalidAudio, match="answer of an unknown form"):
+        decoders.decode(wav(tone(1.0)), max_seconds=10)
+    theirs.close()
+    assert gone(process._child.pid)
+
+
+def test_processes_end_when_their_service_closes_them() -> None:
+    pool = Decoders(2)
+    pool.start()
+    until(lambda: pool._idle.qsize() == 2, "both processes are ready")
+    found = [pool._idle.get() for _ in range(2)]
+    for process in found:
+        pool._idle.put(process)
+    pool.close()
+    assert all(gone(process._child.pid) for process in found)
+
+
+def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    one = Decoders(1)
+    one.start()
+    assert list(tmp_path.iterdir()) == []
+    one.close()

@@ -1,0 +1,70 @@
+"""From upload to clip: short clips pass large files, and a service leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes import PATIENCE, FakeEngine
+from running import RunningTier, fallback_config, until
+from stt_cascade.audio.decoders import Decoders
+from stt_cascade.cascade.hearing import LARGE_BYTES, DecoderPools
+from tones import silence, wav
+
+
+@pytest.fixture
+def pools() -> Iterator[DecoderPools]:
+    """One process a lane."""
+    pools = DecoderPools(Decoders(1), Decoders(1))
+    pools.start()
+    yield pools
+    pools.close()
+
+
+def test_short_clips_pass_a_large_file_that_takes_its_time(pools: DecoderPools) -> None:
+    large = wav(silence(LARGE_BYTES / 32_000 + 1))
+    process = pools.large._idle.get(timeout=PATIENCE)
+    pools.large._idle.put(process)
+    os.kill(process._child.pid, signal.SIGSTOP)
+    tier = RunningTier(fallback_config(), FakeEngine(), pools)
+    try:
+        tier.wait_until_ready()
+        slow = tier.begin(large)
+        until(lambda: pools.large._idle.empty(), "the large file is being decoded")
+        assert [tier.transcribe().status_code for _ in range(5)] == [200] * 5
+        assert not slow.done()
+        os.kill(process._child.pid, signal.SIGCONT)
+        assert slow.result(PATIENCE).json()["duration"] == pytest.approx(len(large) / 32_000, abs=1)
+    finally:
+        os.kill(process._child.pid, signal.SIGCONT)
+        tier.stop()
+        tier.close()
+
+
+def test_decoders_end_with_their_service_however_it_ends(tmp_path: Path) -> None:
+    """A process of its own holds a pool, and is killed outright."""
+    script = (
+        "from stt_cascade.cascade.hearing import DecoderPools\n"
+        "pools = DecoderPools.make()\n"
+        "pools.start()\n"
+        "from stt_cascade.audio.decoders import _Process\n"
+        "import gc\n"
+        "found = [o._child.pid for o in gc.get_objects() if type(o) is _Process]\n"
+        "print(*found, flush=True)\n"
+        "input()\n"
+    )
+    service = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert service.stdout is not None
+    children = [Path("/proc") / pid for pid in service.stdout.readline().split()]
+    assert len(children) >= 2
+    service.kill()
+    service.communicate(timeout=PATIENCE)
+    until(lambda: not any(child.exists() for child in children), "the children are gone")
