@@ -131,6 +131,111 @@ def test_a_deadline_during_the_work_leaves_the_slot_taken(work: Work) -> None:
     run(test)
 
 
+def test_who_could_not_be_served_in_time_is_told_at_once(work: Work) -> None:
+    """As fast as the work went so far: here one second for ten seconds of audio."""
+
+    async def test() -> None:
+        slots = Slots("t", 1, 9)
+        slots._pace.measure(1.0, 10.0)
+        first = start(slots.run(work.named("a"), Deadline(60), audio_seconds=100))
+        second = start(slots.run(work.named("b"), Deadline(60), audio_seconds=50))
+        await soon(lambda: (slots.in_flight, slots.depth) == (1, 1))
+        assert slots.queued_seconds == 50
+        assert slots.predicted_wait == pytest.approx(15, abs=1)
+        with pytest.raises(Overloaded, match=r"would be done in 1[678]") as refused:
+            await slots.run(work.named("c"), Deadline(10), audio_seconds=30)
+        assert refused.value.retry_after == pytest.approx(15, abs=1)
+        third = start(slots.run(work.named("d"), Deadline(60), audio_seconds=30))
+        work.go.set()
+        assert [await task for task in (first, second, third)] == ["a", "b", "d"]
+        assert "c" not in work.done
+        slots.close()
+
+    run(test)
+
+
+def test_who_need_not_wait_is_let_in_whatever_the_prediction(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9)
+        slots._pace.measure(100.0, 1.0)
+        work.go.set()
+        assert await slots.run(work.named("a"), Deadline(5), audio_seconds=10) == "a"
+        slots.close()
+
+    run(test)
+
+
+def test_the_queue_is_bounded_in_seconds_of_audio_too(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9, queue_seconds=60)
+        tasks = [start(slots.run(work.named("a"), Deadline(5), audio_seconds=5))]
+        await soon(lambda: slots.in_flight == 1)
+        # One may always wait, however long it is.
+        tasks.append(start(slots.run(work.named("b"), Deadline(5), audio_seconds=50)))
+        await soon(lambda: slots.depth == 1)
+        with pytest.raises(Overloaded, match="50 s of audio wait already; at most 60 s may"):
+            await slots.run(work.named("c"), Deadline(5), audio_seconds=11)
+        work.go.set()
+        await asyncio.gather(*tasks)
+        slots.close()
+
+    run(test)
+
+
+def test_audio_that_a_clip_in_work_will_bring_counts_as_waiting() -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9)
+        with slots.promise(30) as brought:
+            assert slots.queued_seconds == 30
+            brought(12)
+            assert slots.queued_seconds == 18
+            brought(40)  # a part that was cut anew counts once
+            assert slots.queued_seconds == 0
+        with pytest.raises(KeyError), slots.promise(7):
+            raise KeyError
+        assert slots.queued_seconds == 0
+        slots.close()
+
+    run(test)
+
+
+def test_only_work_that_succeeded_tells_the_pace(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9, overhead=5)
+        work.go.set()
+        with pytest.raises(ZeroDivisionError):
+            await slots.run(lambda: 1 // 0, Deadline(5), audio_seconds=1)
+        await soon(lambda: slots.in_flight == 0)
+        assert slots._pace.predict(1) == 0
+        await slots.run(work.named("a"), Deadline(5), audio_seconds=1)
+        await soon(lambda: slots.in_flight == 0)
+        assert slots._pace.predict(1) > 0
+        slots.close()
+
+    run(test)
+
+
+def test_a_slot_that_comes_after_the_deadline_is_not_used(work: Work) -> None:
+    """Both can happen in one turn of the loop; the engine must not see the request."""
+
+    async def test() -> None:
+        slots, late = Slots("t", 1, 9), Deadline(60)
+        first = start(slots.run(work.named("a"), Deadline(5)))
+        await soon(lambda: slots.in_flight == 1)
+        second = start(slots.run(work.named("b"), late))
+        await soon(lambda: slots.depth == 1)
+        late.at = 0.0
+        work.go.set()
+        assert await first == "a"
+        with pytest.raises(DeadlineExceeded, match="in the queue"):
+            await second
+        await soon(lambda: slots.in_flight == 0)
+        assert work.done == ["a"]
+        slots.close()
+
+    run(test)
+
+
 def test_draining_sends_home_who_waits_and_lets_the_rest_end(work: Work) -> None:
     async def test() -> None:
         slots = Slots("t", 1, 9)

@@ -86,6 +86,9 @@ class TierConfig(BaseSettings):
     max_queue: int | None = Field(
         None, ge=0, description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY"
     )
+    max_queue_audio_seconds: float | None = Field(
+        None, gt=0, description="seconds of audio that may wait for a slot; none: no such limit"
+    )
     beam_size: int = Field(1, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
     doubt_beam_size: int = Field(
         1, ge=1, le=16, description="hypotheses of the second look at a doubtful text; 1: none"

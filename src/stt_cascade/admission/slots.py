@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.pace import Pace
 from stt_cascade.errors import DeadlineExceeded, Draining, Overloaded
 
 Result = TypeVar("Result")
+
+
+class _Waiting:
+    """A caller in the queue; `admitted`: it only continues what was let in before."""
+
+    def __init__(self, audio: float, admitted: bool) -> None:
+        self.audio = audio
+        self.admitted = admitted
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Running:
+    """Work in a thread; `measured`: it tells how fast this machine is."""
+
+    def __init__(self, audio: float, *, measured: bool) -> None:
+        self.audio = audio
+        self.measured = measured
+        self.since = time.monotonic()
 
 
 class Slots:
@@ -21,20 +42,36 @@ class Slots:
     A slot belongs to the thread, not to the caller: who goes away leaves the queue, but work that
     has begun holds its slot until its thread ends, so never more than `size` of them run.
 
+    Admission is on seconds of audio, since cost is: who could not be served in time, by what waits
+    already and by how fast the work has gone so far, is told at once.
+
     Args:
         name: of the work, for messages and threads.
         size: slots.
         queue: callers that may wait.
+        queue_seconds: seconds of audio that may wait; one piece of work may always.
+        overhead: what a piece of work costs beyond its length, in seconds of audio.
     """
 
-    def __init__(self, name: str, size: int, queue: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        queue: int,
+        *,
+        queue_seconds: float = math.inf,
+        overhead: float = 0.0,
+    ) -> None:
         self._name = name
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._free = size
         self._queue = queue
-        # Callers in the queue, and whether they only continue what was let in before.
-        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
-        self._running: dict[Future[Any], tuple[float, float]] = {}  # since when, audio seconds
+        self._queue_seconds = queue_seconds
+        self._overhead = overhead
+        self._pace = Pace()
+        self._waiting: deque[_Waiting] = deque()
+        self._running: dict[Future[Any], _Running] = {}
+        self._promised = 0.0  # seconds of audio of clips in work that are not in the queue yet
         self._draining = False
         self.size = size
 
@@ -51,13 +88,86 @@ class Slots:
     @property
     def audio_seconds(self) -> float:
         """Seconds of audio being worked on."""
-        return sum(audio for _, audio in self._running.values())
+        return sum(work.audio for work in self._running.values())
+
+    @property
+    def queued_seconds(self) -> float:
+        """Seconds of audio that wait."""
+        return self._promised + sum(waiting.audio for waiting in self._waiting)
+
+    @property
+    def predicted_wait(self) -> float:
+        """Seconds that the next caller would wait for a slot."""
+        if self._free and not self._waiting:
+            return 0.0
+        now = time.monotonic()
+        ahead = sum(
+            max(0.0, self._pace.predict(self._cost(work.audio)) - (now - work.since))
+            for work in self._running.values()
+        )
+        ahead += sum(self._pace.predict(self._cost(waiting.audio)) for waiting in self._waiting)
+        return (ahead + self._pace.predict(self._promised)) / self.size
 
     @property
     def oldest_seconds(self) -> float:
         """For how long the oldest work has been running; 0 if none is."""
         now = time.monotonic()
-        return max((now - since for since, _ in self._running.values()), default=0.0)
+        return max((now - work.since for work in self._running.values()), default=0.0)
+
+    def check(self, deadline: Deadline, audio_seconds: float = 0.0) -> None:
+        """Whether a new caller would be let in now.
+
+        Args:
+            audio_seconds: length of its audio, as far as it is known.
+
+        Raises:
+            Overloaded: the queue is full, or the work would not be done by the deadline.
+            Draining: the service stops.
+        """
+        if self._draining:
+            raise Draining("the service is stopping", retry_after=1)
+        if self._free and not self._waiting:
+            return
+        wait = self.predicted_wait
+        if len(self._waiting) >= self._queue:
+            raise Overloaded(
+                f"{self.in_flight} requests are being worked on and {self.depth} wait already",
+                retry_after=wait,
+            )
+        if self._waiting and self.queued_seconds + audio_seconds > self._queue_seconds:
+            raise Overloaded(
+                f"{self.queued_seconds:.0f} s of audio wait already; "
+                f"at most {self._queue_seconds:g} s may",
+                retry_after=wait,
+            )
+        needed = wait + self._pace.predict(self._cost(audio_seconds))
+        if needed > deadline.remaining:
+            raise Overloaded(
+                f"the {self._name} would be done in {needed:.1f} s; "
+                f"the deadline is in {deadline.remaining:.1f} s",
+                retry_after=wait,
+            )
+
+    @contextmanager
+    def promise(self, audio_seconds: float) -> Iterator[Callable[[float], None]]:
+        """Count audio as waiting that a clip in work has still to bring.
+
+        Yields:
+            to be told the seconds of each part as it comes.
+        """
+        left = audio_seconds
+        self._promised += left
+
+        def brought(seconds: float) -> None:
+            nonlocal left
+            less = min(seconds, left)
+            left -= less
+            self._promised -= less
+
+        try:
+            yield brought
+        finally:
+            brought(left)
 
     async def run(
         self,
@@ -76,17 +186,21 @@ class Slots:
             waited: told the seconds in the queue, as soon as they are known, refused or not.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: as `check`.
             Draining: the service stops, and the work had not begun.
             DeadlineExceeded: the deadline passed in the queue or during the work.
         """
-        await self._acquire(deadline, admitted, waited)
+        if not admitted:
+            self.check(deadline, audio_seconds)
+        await self._acquire(_Waiting(audio_seconds, admitted), deadline, waited)
         try:
+            if not deadline.remaining:
+                raise DeadlineExceeded("the deadline passed in the queue")
             thread = self._executor.submit(work)
         except BaseException:
             self._release()
             raise
-        self._running[thread] = (time.monotonic(), audio_seconds)
+        self._running[thread] = _Running(audio_seconds, measured=not admitted)
         loop = asyncio.get_running_loop()
 
         def ended(thread: Future[Result]) -> None:
@@ -103,23 +217,15 @@ class Slots:
         return outcome.result()
 
     async def _acquire(
-        self, deadline: Deadline, admitted: bool, waited: Callable[[float], None]
+        self, waiting: _Waiting, deadline: Deadline, waited: Callable[[float], None]
     ) -> None:
-        if self._draining and not admitted:
-            raise Draining("the service is stopping", retry_after=1)
         if self._free and not self._waiting:
             self._free -= 1
             waited(0.0)
             return
-        if len(self._waiting) >= self._queue and not admitted:
-            raise Overloaded(
-                f"{self.in_flight} requests are being worked on and {self.depth} wait already",
-                retry_after=1,
-            )
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = (turn, admitted)
         self._waiting.append(waiting)
         since = time.monotonic()
+        turn = waiting.turn
         try:
             await asyncio.wait({turn}, timeout=deadline.remaining)
             if not turn.done():
@@ -135,12 +241,17 @@ class Slots:
             waited(time.monotonic() - since)
 
     def _end(self, thread: Future[Any]) -> None:
-        del self._running[thread]
+        work = self._running.pop(thread)
+        if work.measured and not thread.cancelled() and thread.exception() is None:
+            self._pace.measure(time.monotonic() - work.since, self._cost(work.audio))
         self._release()
+
+    def _cost(self, audio_seconds: float) -> float:
+        return audio_seconds + self._overhead
 
     def _release(self) -> None:
         while self._waiting:
-            turn, _ = self._waiting.popleft()
+            turn = self._waiting.popleft().turn
             if not turn.done():
                 turn.set_result(None)  # the slot passes from hand to hand
                 return
@@ -151,11 +262,11 @@ class Slots:
         self._draining = True
         waiting = list(self._waiting)
         self._waiting.clear()
-        for turn, admitted in waiting:
-            if admitted:
-                self._waiting.append((turn, admitted))
-            elif not turn.done():
-                turn.set_exception(Draining("the service is stopping", retry_after=1))
+        for one in waiting:
+            if one.admitted:
+                self._waiting.append(one)
+            elif not one.turn.done():
+                one.turn.set_exception(Draining("the service is stopping", retry_after=1))
 
     def close(self) -> None:
         """Drop the threads as they end."""

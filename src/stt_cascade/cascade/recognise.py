@@ -85,10 +85,11 @@ async def recognise(
         await admitted.wait()
         while left:
             batch = [left.popleft() for _ in range(min(share, len(left)))]
-            encodings = [
-                await in_turn(partial(engine.encode, samples(span)), audio_seconds=span.seconds)
-                for span in batch
-            ]
+            encodings = []
+            for span in batch:
+                brought(span.seconds)
+                step = partial(engine.encode, samples(span))
+                encodings.append(await in_turn(step, audio_seconds=span.seconds))
             # One clip, one language: what comes after the first window need not detect it again.
             known = replace(options, language=await asyncio.shield(language))
             utterances = await in_turn(
@@ -100,9 +101,10 @@ async def recognise(
 
     work = [lead(), *(follow() for _ in range(min(len(left), slots.size - 1)))]
     tasks = [asyncio.ensure_future(part) for part in work]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    with slots.promise(sum(span.seconds for span in others)) as brought:
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
     return join(sorted(heard, key=lambda item: item[0].start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 
@@ -26,6 +27,10 @@ from stt_cascade.upload import Upload
 log = structlog.get_logger("stt.tier")
 
 
+# What an inference costs beyond its length, in seconds of audio: prompt, first steps, margin.
+OVERHEAD_SECONDS = 5.0
+
+
 class Tier(ABC):
     """What both tiers do: hear a clip, infer in a slot, make the answer."""
 
@@ -33,7 +38,13 @@ class Tier(ABC):
         self._config = config
         self._metrics = metrics
         self.engine: Engine | None = None
-        self.slots = Slots("inference", config.max_concurrency, config.queue_limit)
+        self.slots = Slots(
+            "inference",
+            config.max_concurrency,
+            config.queue_limit,
+            queue_seconds=config.max_queue_audio_seconds or math.inf,
+            overhead=OVERHEAD_SECONDS,
+        )
         self._hearing = Hearing(config, pools)
 
     @abstractmethod
@@ -54,6 +65,14 @@ class Tier(ABC):
         if self.engine is None:
             raise NotReady("the model is still being loaded", retry_after=5)
         return self.engine
+
+    def check_room(self, deadline: Deadline) -> None:
+        """Turn a caller away before its clip is received, if it would be turned away afterwards.
+
+        Raises:
+            Overloaded, Draining: as `Slots.check`.
+        """
+        self.slots.check(deadline)
 
     def drain(self) -> None:
         """Send home who waits; work that has begun goes on."""

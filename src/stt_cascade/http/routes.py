@@ -80,6 +80,7 @@ async def transcribe(request: Request) -> Response:
     _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
+    tier.check_room(deadline)
     upload = await receive(request, config.upload_limit, deadline)
     answer = await _unless_abandoned(request, tier.answer(upload, record, deadline))
     return Response(answer.model_dump_json(), media_type="application/json")

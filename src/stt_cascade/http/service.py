@@ -132,6 +132,7 @@ class Service:
             "queue_depth": self.tier.slots.depth,
             "in_flight": self.tier.slots.in_flight,
             "in_flight_audio_seconds": round(self.tier.slots.audio_seconds, 3),
+            "predicted_wait_s": round(self.tier.slots.predicted_wait, 3),
             "max_concurrency": config.max_concurrency,
             "thresholds": thresholds,
             "gpu": snapshot_of(self._gpu),
