@@ -31,6 +31,15 @@ structlog.configure(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cancelled-calls",
+        type=int,
+        default=300,
+        help="calls to the fallback that are cancelled before it must answer again",
+    )
+
+
 @pytest.fixture
 def tiers() -> Iterator[Tiers]:
     """Tiers for one test."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -153,15 +155,31 @@ def answer_of_fallback(text: str = "from the fallback", **changes: Any) -> dict[
     }
 
 
+# How an answer goes wrong on its way:
+#   silence   it never comes
+#   cut       the connection ends instead of it
+#   reset     by a reset
+#   truncate  it breaks off in the middle
+#   drip      it goes on, a byte at a time, and never ends
+#   endless   the same, as fast as it goes
+Fault = Literal["silence", "cut", "reset", "truncate", "drip", "endless"]
+
+
 @dataclass
 class Reply:
-    """What a scripted fallback answers: JSON or bytes, or nothing at all (`cut`)."""
+    """What a scripted fallback answers: JSON or bytes, whole or with a fault.
+
+    Args:
+        raw: all bytes of the answer, instead of status, headers and body.
+        holds: nothing is answered before this is set.
+    """
 
     status: int = 200
     body: dict[str, Any] | bytes = field(default_factory=answer_of_fallback)
     headers: dict[str, str] = field(default_factory=dict)
     holds: threading.Event | None = None
-    cut: bool = False
+    fault: Fault | None = None
+    raw: bytes | None = None
 
 
 @dataclass
@@ -172,6 +190,10 @@ class Asked:
     parts: dict[str, bytes]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # with the default of 5, connections that come together are lost
+
+
 class ScriptedFallback:
     """An HTTP server in the fallback's place: gives the replies in order, then its last again."""
 
@@ -180,7 +202,13 @@ class ScriptedFallback:
     def __init__(self, *replies: Reply) -> None:
         self.replies = list(replies) or [Reply()]
         self.asked: list[Asked] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.connections = 0
+        self.live = 0
+        self.most_live = 0
+        self.dripping = 0
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -190,36 +218,95 @@ class ScriptedFallback:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                with scripted._changed:
+                    scripted.connections += 1
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except ConnectionError:  # who asked has gone
+                    self.close_connection = True
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    raise ConnectionError
                 boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                scripted.asked.append(Asked(headers, _parts(body, boundary)))
-                last = len(scripted.replies) - 1
-                self._reply(scripted.replies[min(len(scripted.asked) - 1, last)])
-
-            def _reply(self, reply: Reply) -> None:
+                reply = scripted._begin(Asked(headers, _parts(body, boundary)))
                 if reply.holds is not None:
                     assert reply.holds.wait(PATIENCE)
-                if reply.cut:
+                scripted._end()  # before the answer, which lets the next request come
+                self._reply(reply)
+
+            def _reply(self, reply: Reply) -> None:
+                if reply.fault is not None or reply.raw is not None:
                     self.close_connection = True
-                    return
+                if reply.fault == "silence":
+                    scripted._stopping.wait(PATIENCE)
+                elif reply.fault == "reset":
+                    linger = struct.pack("ii", 1, 0)  # none: closing resets the connection
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    os.close(self.connection.detach())
+                elif reply.raw is not None:
+                    self.wfile.write(reply.raw)
+                elif reply.fault != "cut":
+                    self._send(reply)
+
+            def _send(self, reply: Reply) -> None:
                 body = (
                     reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 )
                 self.send_response(reply.status)
-                for name, value in {**reply.headers, "Content-Length": str(len(body))}.items():
+                for name, value in reply.headers.items():
                     self.send_header(name, value)
+                if reply.fault in ("drip", "endless"):
+                    self.end_headers()
+                    self._send_without_end(b" " if reply.fault == "drip" else b" " * 65536)
+                    return
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if reply.fault == "truncate" else body)
+
+            def _send_without_end(self, piece: bytes) -> None:
+                with scripted._changed:
+                    scripted.dripping += 1
+                try:
+                    while not scripted._stopping.wait(0.01 if len(piece) == 1 else 0):
+                        self.wfile.write(piece)
+                finally:
+                    with scripted._changed:
+                        scripted.dripping -= 1
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
         return Handler
 
+    def _begin(self, asked: Asked) -> Reply:
+        with self._changed:
+            self.asked.append(asked)
+            self.live += 1
+            self.most_live = max(self.most_live, self.live)
+            self._changed.notify_all()
+            return self.replies[min(len(self.asked), len(self.replies)) - 1]
+
+    def _end(self) -> None:
+        with self._changed:
+            self.live -= 1
+
+    def wait_for(self, calls: int) -> None:
+        """Until it has been asked so many times."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.asked) >= calls, PATIENCE)
+
     def stop(self) -> None:
+        self._stopping.set()
         for reply in self.replies:
             if reply.holds is not None:
                 reply.holds.set()

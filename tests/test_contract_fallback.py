@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from fakes import FALLBACK_KEY, FakeEngine, Reply, ScriptedFallback, answer_of_f
 from running import RunningTier, Tiers, primary_config
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
-from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.cascade.fallback_answer import FallbackError
+from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.engine.protocol import Options
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
@@ -195,7 +197,7 @@ def test_an_absurd_wait_is_not_believed(tiers: Tiers, scripted: Scripted, wait: 
 
 
 def test_a_broken_connection_is_not_tried_again(tiers: Tiers, scripted: Scripted) -> None:
-    fallback = scripted(Reply(cut=True), Reply())
+    fallback = scripted(Reply(fault="cut"), Reply())
     check_502(doubtful(tiers, fallback).transcribe(), "broke off")
     assert len(fallback.asked) == 1
 
@@ -211,7 +213,8 @@ class Wire(httpx2.AsyncBaseTransport):
         self.calls += 1
         if self.errors:
             raise self.errors.pop(0)
-        return httpx2.Response(200, json=answer_of_fallback())
+        body = json.dumps(answer_of_fallback()).encode()
+        return httpx2.Response(200, stream=httpx2.ByteStream(body))
 
 
 async def ask(wire: Wire, seconds: float = 5) -> str:

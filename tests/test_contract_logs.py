@@ -121,7 +121,8 @@ def test_an_error_is_logged_with_its_causes(log: Log, tiers: Tiers, nobody: str)
     tiers.primary(FakeEngine("hm"), fallback=nobody).transcribe(headers={"X-Req-Id": "r-1"})
     line = log.of("r-1")
     assert (line["level"], line["status"], line["error_type"]) == ("error", 502, "fallback_failed")
-    assert "cannot be reached" in line["fallback_error"]
+    assert line["reason"] == "low_confidence"
+    assert line["fallback_error"].startswith("unreachable: the fallback cannot be reached")
     assert "cannot be reached" in line["error_message"]
 
 

@@ -28,6 +28,7 @@ from fakes import FakeEngine
 from running import until
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
 from stt_cascade.cascade.decision import GATES
+from stt_cascade.cascade.fallback_answer import CAUSES
 from stt_cascade.cli.app import app as stt
 from stt_cascade.config import (
     ConfigError,
@@ -226,6 +227,10 @@ def flattened(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_every_field_of_an_answer_has_a_row() -> None:
     assert named("docs/api.md", "### The answer") == list(flattened(Answer))
+
+
+def test_every_cause_of_a_failed_fallback_has_a_row() -> None:
+    assert named("docs/api.md", "### When the fallback fails") == list(CAUSES)
 
 
 def test_every_reason_has_a_row() -> None:

@@ -1,41 +1,50 @@
-"""The primary's way to the fallback: one deadline over all attempts, one safe retry."""
+"""The primary's way to the fallback, which may be down, busy, slow or no fallback at all.
+
+One deadline bounds all attempts, the wait for a place among the calls that may be made at once
+included. A call is made only while the circuit breaker lets it through, and made once more only
+where that is safe and the retry budget allows it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import httpx2
-from pydantic import ValidationError
+import structlog
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
-from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.deadline import Deadline, within
 from stt_cascade.admission.keys import Secrets
-from stt_cascade.answer import Answer, ErrorAnswer, ErrorPart
+from stt_cascade.answer import Answer
+from stt_cascade.cascade.breaker import PROBE_INTERVAL_S, CircuitBreaker
+from stt_cascade.cascade.fallback_answer import (
+    BACKOFF_S,
+    FAULTS,
+    MAX_ANSWER_BYTES,
+    FallbackError,
+    read,
+)
+from stt_cascade.cascade.retry_budget import RetryBudget
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
 
-MAX_ATTEMPTS = 2
+log = structlog.get_logger("stt.fallback")
+
 CONNECT_TIMEOUT_S = 2.0
-# Answers that say the request was not worked on.
-NOT_PROCESSED = (429, 503)
-BACKOFF_S = 0.1
 # Shorter than the fallback's own (uvicorn: 5 s), which would close a connection just as it is used.
 KEEPALIVE_S = 2.0
-
-
-class FallbackError(Exception):
-    """The fallback gave no text; the message is for the caller and the log.
-
-    Args:
-        theirs: the fallback's own error, if it answered with one.
-    """
-
-    def __init__(self, message: str, theirs: ErrorPart | None = None) -> None:
-        super().__init__(message)
-        self.theirs = theirs
+MAX_CALLS = 64
+# More than there are calls, so that none ever waits inside the pool: a caller who goes away there
+# can take a connection along for good. The rest is for connections that are just being closed.
+POOL_SIZE = 2 * MAX_CALLS
+# A call that times out counts against the fallback if it had this share of the time that the
+# settings give it. With less, it was the caller who had no patience.
+FAIR_SHARE = 0.5
 
 
 class FallbackClient:
@@ -43,6 +52,7 @@ class FallbackClient:
 
     Args:
         transport: another way to the wire, for tests.
+        clock: monotonic seconds, for the breaker.
     """
 
     def __init__(
@@ -50,13 +60,22 @@ class FallbackClient:
         config: PrimaryConfig,
         secrets: Secrets,
         transport: httpx2.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._timeout = config.fallback_timeout_s
+        self._fair_s = FAIR_SHARE * min(config.fallback_timeout_s, config.request_timeout_s)
         self._secrets = secrets
+        self._places = asyncio.Semaphore(MAX_CALLS)
+        self._budget = RetryBudget()
+        self.breaker = CircuitBreaker(clock)
         self._http = httpx2.AsyncClient(
             base_url=config.fallback_url,
             transport=transport,
-            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
+            limits=httpx2.Limits(max_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S),
+            # The deadline bounds the rest.
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            # A few bytes of a compressed body can become gigabytes.
+            headers={"Accept-Encoding": "identity"},
             trust_env=False,  # no setting comes from the process environment, a proxy neither
         )
 
@@ -72,41 +91,120 @@ class FallbackClient:
     ) -> None:
         await self._http.__aexit__(kind, error, traceback)
 
+    def snapshot(self) -> dict[str, Any]:
+        """The breaker's part of the JSON snapshot."""
+        seconds = self.breaker.seconds_to_probe
+        return {
+            "state": self.breaker.state,
+            "failures": self.breaker.failures,
+            "next_probe_s": None if seconds is None else round(seconds, 1),
+        }
+
     async def ask(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
-        """The fallback's answer.
+        """The fallback's answer, asked for a second time where that is safe.
 
         Raises:
             FallbackError: there is none in time, or it is no answer.
         """
         deadline = Deadline(min(self._timeout, deadline.remaining))
+        if self.breaker.refuses:  # before a wait for a place, too
+            raise self._refusal()
+        self._budget.earn()
         try:
-            return await asyncio.wait_for(self._ask(upload, record, deadline), deadline.remaining)
-        except asyncio.TimeoutError:
-            raise FallbackError("the fallback did not answer in time") from None
+            return await self._call(upload, record, deadline)
+        except FallbackError as error:
+            wait = error.retry_after
+            if wait is None or wait >= deadline.remaining or self.breaker.refuses:
+                raise
+            if not self._budget.spend():
+                raise FallbackError(
+                    error.cause,
+                    f"{error} (not asked again: the retry budget is spent)",
+                    theirs=error.theirs,
+                ) from error
+        await asyncio.sleep(wait)
+        return await self._call(upload, record, deadline)
 
-    async def _ask(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            last = attempt == MAX_ATTEMPTS
+    async def _call(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        """One call, in a place of its own; the breaker learns how it ends."""
+        await self._take_place(deadline)
+        try:
+            permit = self.breaker.enter()
+            if permit is None:
+                raise self._refusal()
+            seconds = deadline.remaining
             try:
-                response = await self._send(upload, record, deadline)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-                # Nothing was sent, so asking again cannot make the work be done twice.
-                if last or deadline.remaining <= BACKOFF_S:
-                    raise FallbackError(f"the fallback cannot be reached: {_say(error)}") from error
-                await asyncio.sleep(BACKOFF_S)
-            except httpx2.HTTPError as error:
-                raise FallbackError(f"the call to the fallback broke off: {_say(error)}") from error
-            else:
-                wait = _retry_after(response)
-                if last or wait is None or wait >= deadline.remaining:
-                    return _read(response)
-                await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+                answer = await self._exchange_within(seconds, upload, record)
+            except FallbackError as error:
+                self._judge(permit, error, seconds)
+                raise
+            except BaseException:
+                self.breaker.abandoned(permit)  # the caller went away, which says nothing
+                raise
+            self._succeeded(permit)
+            return answer
+        finally:
+            self._places.release()
 
-    async def _send(self, upload: Upload, record: Record, deadline: Deadline) -> httpx2.Response:
+    async def _take_place(self, deadline: Deadline) -> None:
+        turn = asyncio.ensure_future(self._places.acquire())
+        try:
+            await asyncio.wait({turn}, timeout=deadline.remaining)
+            if not turn.done():
+                message = f"{MAX_CALLS} calls to the fallback left no place in time"
+                raise FallbackError("overloaded", message)
+        except BaseException:
+            if not turn.cancel():
+                self._places.release()  # it came in the moment the caller gave up
+            raise
+
+    def _refusal(self) -> FallbackError:
+        seconds = self.breaker.seconds_to_probe or 0.0
+        then = (
+            "one that tries it is under way"
+            if self.breaker.state == "half_open"
+            else f"the next one will be made in {seconds:.1f} s"
+        )
+        return FallbackError(
+            "breaker_open",
+            f"the circuit breaker is open: {self.breaker.failures} calls in a row failed, {then}",
+        )
+
+    def _judge(self, permit: int, error: FallbackError, seconds: float) -> None:
+        if error.cause == "timeout" and seconds < self._fair_s:
+            self.breaker.abandoned(permit)
+        elif error.cause not in FAULTS:
+            self._succeeded(permit)
+        elif self.breaker.failed(permit):
+            log.warning(
+                "the fallback's circuit breaker opened",
+                failures=self.breaker.failures,
+                cause=error.cause,
+                last_error=str(error),
+                probe_interval_s=PROBE_INTERVAL_S,
+            )
+
+    def _succeeded(self, permit: int) -> None:
+        if self.breaker.succeeded(permit):
+            log.info("the fallback's circuit breaker closed")
+
+    async def _exchange_within(self, seconds: float, upload: Upload, record: Record) -> Answer:
+        try:
+            return await within(seconds, self._exchange(seconds, upload, record))
+        except asyncio.TimeoutError:
+            raise FallbackError("timeout", "the fallback did not answer in time") from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            # Nothing was sent, so asking again cannot make the work be done twice.
+            message = f"the fallback cannot be reached: {_say(error)}"
+            raise FallbackError("unreachable", message, retry_after=BACKOFF_S) from error
+        except httpx2.HTTPError as error:
+            message = f"the call to the fallback broke off: {_say(error)}"
+            raise FallbackError("broken_off", message) from error
+
+    async def _exchange(self, seconds: float, upload: Upload, record: Record) -> Answer:
         headers = {
             "X-Req-Id": record.request_id,
-            DEADLINE_HEADER: str(max(1, int(deadline.remaining * 1000))),
+            DEADLINE_HEADER: str(max(1, int(seconds * 1000))),
         }
         if self._secrets.fallback_key is not None:
             headers["Authorization"] = f"Bearer {self._secrets.fallback_key}"
@@ -119,40 +217,26 @@ class FallbackClient:
         if options.prompt is not None:
             fields["prompt"] = options.prompt
         kind = "audio/g722" if upload.raw_g722 else "application/octet-stream"
-        return await self._http.post(
+        async with self._http.stream(
+            "POST",
             "/v1/transcribe",
             headers=headers,
             data=fields,
             files={"audio": ("audio", upload.audio, kind)},
-            timeout=httpx2.Timeout(
-                deadline.remaining, connect=min(CONNECT_TIMEOUT_S, deadline.remaining)
-            ),
-        )
+        ) as response:
+            body = await _bounded(response)
+        return read(response.status_code, response.headers.get("Retry-After", ""), body)
 
 
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds until another try makes sense; None: it does not."""
-    if response.status_code not in NOT_PROCESSED:
-        return None
-    value = response.headers.get("Retry-After", "")
-    return float(value) if re.fullmatch(r"[0-9]{1,5}", value) else BACKOFF_S
-
-
-def _read(response: httpx2.Response) -> Answer:
-    if response.status_code == 200:
-        try:
-            return Answer.model_validate_json(response.content)
-        except ValidationError as error:
+async def _bounded(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
             raise FallbackError(
-                f"the fallback's answer is not of the agreed form ({error.error_count()} mistakes)"
-            ) from error
-    try:
-        theirs = ErrorAnswer.model_validate_json(response.content).error
-    except ValidationError:
-        raise FallbackError(f"the fallback answered {response.status_code}") from None
-    raise FallbackError(
-        f"the fallback answered {response.status_code} {theirs.type}: {theirs.message}", theirs
-    )
+                "invalid", f"the fallback's answer is longer than {MAX_ANSWER_BYTES} bytes"
+            )
+    return bytes(body)
 
 
 def _say(error: Exception) -> str:

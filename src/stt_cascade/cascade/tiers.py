@@ -13,7 +13,8 @@ from stt_cascade.admission.slots import Slots
 from stt_cascade.answer import Answer, Reason, Routing, heard, timings
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.cascade.decision import Accept, Policy, decide
-from stt_cascade.cascade.fallback_client import FallbackClient, FallbackError
+from stt_cascade.cascade.fallback_answer import FallbackError
+from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools, Hearing
 from stt_cascade.cascade.recognise import recognise
 from stt_cascade.config import PrimaryConfig, TierConfig
@@ -209,11 +210,12 @@ class Primary(Tier):
         try:
             theirs = await self._escalate(upload, record, deadline)
         except FallbackError as error:
-            record.fallback_error = str(error)
+            record.fallback_error = f"{error.cause}: {error}"
             if reason == "language" and error.theirs and error.theirs.type == InvalidRequest.type:
                 # Neither model knows the language: the request is wrong, not the fallback.
                 raise InvalidRequest(error.theirs.message) from error
             self._metrics.decided("failed")
+            self._metrics.fallback_failed(error.cause)
             if transcript is not None and self._on_failure == "primary":
                 record.degraded = True
                 return self._answer(transcript, clip, record, reason)
@@ -240,9 +242,14 @@ class Primary(Tier):
     async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         self._metrics.escalated(record.reason or "")
         began = time.perf_counter()
+        asked = True
         try:
             return await self._fallback.ask(upload, record, deadline)
+        except FallbackError as error:
+            asked = error.cause != "breaker_open"
+            raise
         finally:
-            seconds = time.perf_counter() - began
-            record.fallback_infer_ms = seconds * 1000
-            self._metrics.fallback_inferred(seconds)
+            if asked:  # else there was no round trip
+                seconds = time.perf_counter() - began
+                record.fallback_infer_ms = seconds * 1000
+                self._metrics.fallback_inferred(seconds)

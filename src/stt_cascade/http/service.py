@@ -135,12 +135,13 @@ class Service:
             "predicted_wait_s": round(self.tier.slots.predicted_wait, 3),
             "max_concurrency": config.max_concurrency,
             "thresholds": thresholds,
+            "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
             "gpu": snapshot_of(self._gpu),
             "keys": self.secrets.ring.usage(),
         }
 
     def _watch(self) -> None:
-        slots = self.tier.slots
+        slots, fallback = self.tier.slots, self._fallback
         self.metrics.watch(
             {
                 "stt_queue_depth": ("Requests that wait for a slot.", lambda: slots.depth),
@@ -156,6 +157,10 @@ class Service:
                 "stt_rate_limit_fullest_ratio": (
                     "How much of its burst the busiest caller has used up.",
                     lambda: self.limiter.fullest_ratio,
+                ),
+                "stt_fallback_breaker_open": (
+                    "Whether the circuit breaker keeps calls from the fallback.",
+                    lambda: fallback is not None and fallback.breaker.state != "closed",
                 ),
             },
             build={

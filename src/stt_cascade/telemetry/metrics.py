@@ -22,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stt_cascade.cascade.decision import GATES
+from stt_cascade.cascade.fallback_answer import CAUSES
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
@@ -83,7 +84,10 @@ class Metrics:
             "result",
         )
         self._escalations = counter(
-            "stt_escalations_total", "Why the fallback was asked.", "reason"
+            "stt_escalations_total", "Why the fallback was needed.", "reason"
+        )
+        self._fallback_errors = counter(
+            "stt_fallback_errors_total", "Why the fallback gave no text.", "cause"
         )
         self._conf_below = counter("stt_conf_below_total", "Gates that failed.", "gate")
         self._rejected = counter("stt_rejected_total", "Requests turned away.", "reason")
@@ -117,6 +121,7 @@ class Metrics:
         for metric, values in (
             (self._fallback, RESULTS),
             (self._escalations, REASONS),
+            (self._fallback_errors, CAUSES),
             (self._conf_below, GATES),
             (self._rejected, REJECTIONS),
             (self._confidence, ("logprob", "weakest", "langprob")),
@@ -179,6 +184,10 @@ class Metrics:
 
     def escalated(self, reason: str) -> None:
         self._escalations.labels(reason).inc()
+
+    def fallback_failed(self, cause: str) -> None:
+        """Once for each request that needed the fallback and got no text of it."""
+        self._fallback_errors.labels(cause).inc()
 
     def decided(self, result: str) -> None:
         """Once for each request that reached a decision: used, skipped or failed."""

@@ -1,0 +1,120 @@
+"""What the fallback said, and every way in which that is no text."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from stt_cascade.answer import Answer, ErrorAnswer, ErrorPart
+from stt_cascade.errors import DeadlineExceeded, Draining, NotReady, Overloaded
+
+# Causes that name the fallback's own fault, then those that do not.
+#   unreachable    no connection was made
+#   broken_off     it was made, and broke off before the answer was whole
+#   timeout        no answer in time
+#   error          500 or more, but for the following
+#   invalid        no answer of the agreed form
+#   overloaded     the fallback works and says that it is busy, or as many calls as may be are made
+#   rejected       400 to 499: it works, and does not want this request
+#   breaker_open   it was not asked, because the calls before failed
+Cause = Literal[
+    "unreachable",
+    "broken_off",
+    "timeout",
+    "error",
+    "invalid",
+    "overloaded",
+    "rejected",
+    "breaker_open",
+]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+FAULTS: tuple[Cause, ...] = ("unreachable", "broken_off", "timeout", "error", "invalid")
+
+BUSY = (Overloaded.type, Draining.type, NotReady.type)
+# Answers that say the request was not worked on.
+NOT_PROCESSED = (429, 503)
+BACKOFF_S = 0.1
+# The longest answer there can be, 4 hours with word timestamps, all windows at the token limit, has
+# 8.1 MiB.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+# Of the fallback's own words; the rest of a longer message says nothing more.
+MAX_MESSAGE = 500
+
+
+class FallbackError(Exception):
+    """The fallback gave no text; the message is for the caller and the log.
+
+    Args:
+        cause: which of the ways, for the metrics.
+        theirs: the fallback's own error, if it answered with one.
+        retry_after: seconds after which it may be asked once more; None: it must not, since it may
+            have worked on the request or would say the same again.
+    """
+
+    def __init__(
+        self,
+        cause: Cause,
+        message: str,
+        *,
+        theirs: ErrorPart | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.cause: Cause = cause
+        self.theirs = theirs
+        self.retry_after = retry_after
+
+
+def read(status: int, retry_after: str, body: bytes) -> Answer:
+    """The answer in a response.
+
+    Args:
+        retry_after: the header's value, as it came; empty without one.
+
+    Raises:
+        FallbackError: there is none.
+    """
+    if status == 200:
+        try:
+            return Answer.model_validate_json(body)
+        except ValidationError as error:
+            raise FallbackError(
+                "invalid",
+                "the fallback's answer is not of the agreed form "
+                f"({error.error_count()} mistakes in {len(body)} bytes)",
+            ) from error
+    theirs = _their_error(body)
+    said = f" {theirs.type}: {theirs.message}" if theirs else ""
+    raise FallbackError(
+        _cause(status, theirs.type if theirs else None),
+        f"the fallback answered {status}{said}",
+        theirs=theirs,
+        retry_after=_seconds(retry_after) if status in NOT_PROCESSED else None,
+    )
+
+
+def _cause(status: int, type_: str | None) -> Cause:
+    if status == 429 or (status == 503 and type_ in BUSY):
+        return "overloaded"
+    # It was given less time than it needed, and says so a moment before we would.
+    if status == DeadlineExceeded.status and type_ == DeadlineExceeded.type:
+        return "timeout"
+    if status >= 500:
+        return "error"
+    return "rejected" if status >= 400 else "invalid"
+
+
+def _their_error(body: bytes) -> ErrorPart | None:
+    try:
+        theirs = ErrorAnswer.model_validate_json(body).error
+    except ValidationError:
+        return None
+    return theirs.model_copy(
+        update={"type": theirs.type[:MAX_MESSAGE], "message": theirs.message[:MAX_MESSAGE]}
+    )
+
+
+def _seconds(retry_after: str) -> float:
+    return float(retry_after) if re.fullmatch(r"[0-9]{1,5}", retry_after) else BACKOFF_S
