@@ -29,6 +29,16 @@ FALLBACK_KEY = "fallback-key-0123456789"
 MULTILINGUAL = frozenset({"en", "de", "es", "fr", "pt", "it"})
 
 
+class Clock:
+    """Monotonic seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeEngine:
     """Hears what it is told to hear; remembers what it was asked.
 
@@ -180,6 +190,12 @@ class Reply:
     holds: threading.Event | None = None
     fault: Fault | None = None
     raw: bytes | None = None
+
+
+def error(status: int, type_: str, **headers: str) -> Reply:
+    """An error as a fallback of ours answers it."""
+    body = {"error": {"type": type_, "message": "as it says", "request_id": "theirs"}}
+    return Reply(status, body, headers)
 
 
 @dataclass

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import Clock
 from stt_cascade.cascade.breaker import FAILURES_TO_OPEN, PROBE_INTERVAL_S, CircuitBreaker
 from stt_cascade.cascade.retry_budget import CALLS_PER_RETRY, RESERVE, RetryBudget
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

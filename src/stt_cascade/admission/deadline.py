@@ -53,6 +53,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
         asyncio.TimeoutError: the time was over.
     """
     working = asyncio.ensure_future(work)
+    # If the caller is cancelled, nobody looks at what the work raises.
+    working.add_done_callback(lambda late: late.cancelled() or late.exception())
     try:
         await asyncio.wait({working}, timeout=seconds)
         if not working.done():
@@ -60,4 +62,4 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
         return working.result()
     finally:
         working.cancel()
-        await asyncio.gather(working, return_exceptions=True)  # what it holds, it gives back first
+        await asyncio.wait({working})  # what it holds, it gives back first

@@ -39,8 +39,9 @@ CONNECT_TIMEOUT_S = 2.0
 # Shorter than the fallback's own (uvicorn: 5 s), which would close a connection just as it is used.
 KEEPALIVE_S = 2.0
 MAX_CALLS = 64
-# More than there are calls, so that none ever waits inside the pool: a caller who goes away there
-# can take a connection along for good. The rest is for connections that are just being closed.
+# More than there are calls, so that none ever waits inside the pool, where in some versions of it
+# one that was cancelled took a connection along for good. The rest is for connections that are just
+# being closed.
 POOL_SIZE = 2 * MAX_CALLS
 # A call that times out counts against the fallback if it had this share of the time that the
 # settings give it. With less, it was the caller who had no patience.
@@ -163,7 +164,7 @@ class FallbackClient:
         then = (
             "one that tries it is under way"
             if self.breaker.state == "half_open"
-            else f"the next one will be made in {seconds:.1f} s"
+            else f"the next one will be let through in {seconds:.1f} s"
         )
         return FallbackError(
             "breaker_open",
