@@ -18,6 +18,10 @@ class RateLimiter:
     Holds at most `MAX_BUCKETS` buckets and one more. Only full ones are forgotten, which changes
     nothing for their callers; where none is full, new callers share the one more.
 
+    Over any schedule of calls, a caller is let in at most `burst` + `rate` x the time that the clock
+    has moved beyond its earliest reading: a clock that goes back gives nothing until it has caught
+    up again.
+
     Args:
         rate: tokens a second.
         burst: tokens that a full bucket holds.
@@ -30,6 +34,7 @@ class RateLimiter:
         self._rate = rate
         self._burst = float(burst)
         self._clock = clock
+        self._latest = clock()
         # caller -> (tokens, as of when), the one not used for longest first
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
@@ -39,7 +44,7 @@ class RateLimiter:
         Raises:
             RateLimited: there is none; `retry_after` says when there will be.
         """
-        now = self._clock()
+        now = self._now()
         if caller not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
             self._forget_full(now)
             if len(self._buckets) >= MAX_BUCKETS:
@@ -56,7 +61,7 @@ class RateLimiter:
     @property
     def fullest_ratio(self) -> float:
         """How much of its burst the busiest caller has used up, 0 to 1."""
-        now = self._clock()
+        now = self._now()
         least = min((self._tokens(caller, now) for caller in self._buckets), default=self._burst)
         return 1 - least / self._burst
 
@@ -64,7 +69,11 @@ class RateLimiter:
         if caller not in self._buckets:
             return self._burst
         tokens, since = self._buckets[caller]
-        return min(self._burst, tokens + max(0.0, now - since) * self._rate)
+        return min(self._burst, tokens + (now - since) * self._rate)
+
+    def _now(self) -> float:
+        self._latest = max(self._latest, self._clock())
+        return self._latest
 
     def _forget_full(self, now: float) -> None:
         # The buckets not used for longest have refilled most: look no further than the first
