@@ -56,7 +56,9 @@ class RunningTier:
         self.key = keys[0].get_secret_value() if keys else None
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
         self._callers = ThreadPoolExecutor(16)
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, lifespan="on"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(self.app, log_config=None, lifespan="on", proxy_headers=False)
+        )
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         until(lambda: self._server.started, "the server listens")

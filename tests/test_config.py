@@ -59,6 +59,7 @@ def test_the_specifications_values_are_the_defaults(tmp_path: Path) -> None:
         "log_text": False,
         "vad": True,
         "cors_origins": (),
+        "trusted_proxies": (),
     }
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.queue_limit == 8 * config.max_concurrency
@@ -112,6 +113,8 @@ def test_a_mistake_is_one_line_with_file_line_key_and_what_is_allowed(tmp_path: 
         ("MAX_CONCURRENCY=0", "at least 1"),
         ("BEAM_SIZE=99", "at most 16"),
         ("VAD=maybe", "on or off"),
+        ("TRUSTED_PROXIES=10.0.0.1,proxy", "addresses and networks such as 10.0.0.0/8"),
+        ("TRUSTED_PROXIES=10.0.0.1/8", "addresses and networks such as 10.0.0.0/8"),
         ("MAX_UPLOAD_MB=0", "a number, greater than 0"),
         ("CONF_LOGPROB_THRESHOLD=1.01", "a number, at least 0, at most 1"),
         ("CONF_LANGPROB_THRESHOLD=nan", "a number, at least 0, at most 1"),
@@ -282,6 +285,11 @@ def test_a_list_is_separated_by_commas(tmp_path: Path) -> None:
     config = loaded(tmp_path, f"{LEAST}API_KEYS= a1 ,b2,, c3,\nCORS_ORIGINS=https://a,https://b\n")
     assert [key.get_secret_value() for key in config.api_keys] == ["a1", "b2", "c3"]
     assert config.cors_origins == ("https://a", "https://b")
+
+
+def test_proxies_are_addresses_or_networks_of_both_families(tmp_path: Path) -> None:
+    config = loaded(tmp_path, f"{LEAST}TRUSTED_PROXIES=127.0.0.1, 10.0.0.0/8,fd00::/8\n")
+    assert in_force(config)["TRUSTED_PROXIES"] == "127.0.0.1/32,10.0.0.0/8,fd00::/8"
 
 
 def test_a_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:

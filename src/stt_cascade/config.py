@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
@@ -51,6 +52,8 @@ def _comma_separated(value: object) -> object:
 
 CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
+Network = IPv4Network | IPv6Network
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_comma_separated)]
 
 
 class TierConfig(BaseSettings):
@@ -120,6 +123,9 @@ class TierConfig(BaseSettings):
         15, gt=0, description="requests per second and key (client address where no key is set)"
     )
     rate_limit_burst: int = Field(30, ge=1, description="requests that may come at once")
+    trusted_proxies: Networks = Field(
+        (), description="comma-separated proxies whose `X-Forwarded-For` counts; none: nobody's"
+    )
     cors_origins: CommaSeparated = Field(
         (), description="comma-separated origins that browsers may call from; none: no CORS"
     )
@@ -281,7 +287,8 @@ def load(model: type[Config], path: Path | None = None) -> Config:
         raise ConfigError(
             "\n".join(
                 f"{path}:{line}: {text}" if line else f"{path}: {text}"
-                for line, text in sorted(mistakes)
+                # Of a list's items each wrong one is reported, and in each form it might have had.
+                for line, text in sorted(set(mistakes))
             )
         )
     config._source = path
@@ -334,6 +341,8 @@ def allowed(field: FieldInfo) -> str:
         return "a path"
     if any(hasattr(rule, "pattern") for rule in field.metadata):
         return "an address such as http://stt-fallback:8082"
+    if get_origin(kind) is tuple and get_args(kind)[0] == Network:
+        return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
     if get_origin(kind) is tuple:
         return "a comma-separated list"
     return "text"

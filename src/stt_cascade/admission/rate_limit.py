@@ -18,9 +18,9 @@ class RateLimiter:
     Holds at most `MAX_BUCKETS` buckets and one more. Only full ones are forgotten, which changes
     nothing for their callers; where none is full, new callers share the one more.
 
-    Over any schedule of calls, a caller is let in at most `burst` + `rate` x the time that the clock
-    has moved beyond its earliest reading: a clock that goes back gives nothing until it has caught
-    up again.
+    Over any schedule of calls a caller is let in at most `burst` + `rate` x seconds times, the
+    seconds being the clock's furthest reading after its first: a clock that goes back gives nothing
+    until it has caught up.
 
     Args:
         rate: tokens a second.

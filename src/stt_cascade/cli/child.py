@@ -31,6 +31,8 @@ class Child:
     async def start(cls, name: str, app: str, port: int, config: Path, log: Path | None) -> Child:
         uvicorn = [sys.executable, "-m", "uvicorn", app]
         uvicorn += ["--host", HOST, "--port", str(port), "--workers", "1"]
+        # Whose X-Forwarded-For counts is for TRUSTED_PROXIES to say.
+        uvicorn += ["--no-proxy-headers"]
         leash = [sys.executable, "-m", "stt_cascade.cli.leash", str(os.getpid())]
         environment = {**os.environ, "CONFIG_PATH": str(config)}
         if libraries := cuda_libraries():

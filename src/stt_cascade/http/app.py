@@ -61,7 +61,11 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(Authentication, ring=service.secrets.ring)
     app.add_middleware(
-        Envelope, tier=config.tier, metrics=service.metrics, log_text=config.log_text
+        Envelope,
+        tier=config.tier,
+        metrics=service.metrics,
+        log_text=config.log_text,
+        trusted_proxies=config.trusted_proxies,
     )
     if config.cors_origins:
         app.add_middleware(

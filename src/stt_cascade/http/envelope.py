@@ -10,6 +10,7 @@ import asyncio
 import math
 import re
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stt_cascade.config import Network
 from stt_cascade.errors import Internal, MethodNotAllowed, RateLimited, Refusal
+from stt_cascade.http.caller import client_address
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
 
@@ -66,22 +69,33 @@ def record_of(scope: Scope) -> Record:
 class Envelope:
     """Pure ASGI middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, *, tier: str, metrics: Metrics, log_text: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        tier: str,
+        metrics: Metrics,
+        log_text: bool,
+        trusted_proxies: Sequence[Network] = (),
+    ) -> None:
         self._app = app
         self._tier = tier
         self._metrics = metrics
         self._log_text = log_text
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        peer = scope["client"][0] if scope.get("client") else "unknown"
+        forwarded = headers.getlist("X-Forwarded-For")
         given, trace = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
         record = Record(
             request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
             endpoint=scope["path"] if scope["path"] in ENDPOINTS else "other",
-            client=scope["client"][0] if scope.get("client") else "unknown",
+            client=client_address(peer, forwarded, self._trusted_proxies),
             traceparent=trace if _TRACE.fullmatch(trace) else None,
         )
         scope["stt.record"] = record

@@ -14,6 +14,7 @@ from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import from_header
 from stt_cascade.answer import Answer, ErrorAnswer
 from stt_cascade.errors import Draining, Refusal
+from stt_cascade.http.caller import counted_as
 from stt_cascade.http.envelope import Abandoned, record_of
 from stt_cascade.http.service import Service
 from stt_cascade.http.upload import receive
@@ -74,7 +75,7 @@ async def transcribe(request: Request) -> Response:
     """Turn one audio file into text."""
     service, record = service_of(request), record_of(request.scope)
     tier = service.tier
-    service.limiter.take(record.key_id or record.client)
+    service.limiter.take(record.key_id or counted_as(record.client))
     if service.draining:
         raise Draining("the service is stopping", retry_after=1)
     _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
