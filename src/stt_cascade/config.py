@@ -119,6 +119,12 @@ class TierConfig(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="further keys, one a line; re-read when the file changes"
     )
+    metrics_keys: Keys = Field(
+        (), description="comma-separated bearer keys of the metrics; none at all means open"
+    )
+    metrics_keys_file: Path | None = Field(
+        None, description="further keys of the metrics, one a line; re-read when the file changes"
+    )
     rate_limit_rps: float = Field(
         15, gt=0, description="requests per second and key (client address where no key is set)"
     )

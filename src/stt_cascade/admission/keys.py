@@ -1,4 +1,4 @@
-"""API keys: who is known, and keeping them current while the service runs."""
+"""Keys: who is known, and keeping them current while the service runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
+from pydantic import SecretStr
 
 from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig, in_force, load
 
@@ -77,6 +78,7 @@ class Secrets:
         self._latest = config
         self._seen = self._contents(config)
         self.ring = KeyRing(api_keys(config))
+        self.metrics_ring = KeyRing(metrics_keys(config))
         self.fallback_key = fallback_key(config)
         if self.ring.open:
             log.warning("no API_KEYS: everybody may use this service")
@@ -97,14 +99,17 @@ class Secrets:
             config = self._latest
             if config.source is not None:
                 config = load(type(config), config.source)
-            keys = api_keys(config)
+            keys, keys_of_metrics = api_keys(config), metrics_keys(config)
             if not keys and not self.ring.open:
                 raise ConfigError("no API key is left, which would open the service")
+            if not keys_of_metrics and not self.metrics_ring.open:
+                raise ConfigError("no key of the metrics is left, which would open them")
             new_fallback_key = fallback_key(config)
         except ConfigError as error:
             log.error("changed settings cannot be used; the old keys stay", reason=str(error))
             return
         self.ring.replace(keys)
+        self.metrics_ring.replace(keys_of_metrics)
         self.fallback_key = new_fallback_key
         log.info("keys re-read", key_ids=list(self.ring.usage()))
         self._latest = config
@@ -117,7 +122,7 @@ class Secrets:
 
     @staticmethod
     def _contents(config: TierConfig) -> dict[Path, bytes | None]:
-        paths = [config.source, config.api_keys_file]
+        paths = [config.source, config.api_keys_file, config.metrics_keys_file]
         if isinstance(config, PrimaryConfig):
             paths.append(config.fallback_api_key_file)
         return {path: _read(path) for path in paths if path is not None}
@@ -130,7 +135,7 @@ def check_keys(config: TierConfig) -> None:
         ConfigError: they cannot; a line for each mistake, with the settings file's name.
     """
     mistakes = []
-    for read in (api_keys, fallback_key):
+    for read in (api_keys, metrics_keys, fallback_key):
         try:
             read(config)
         except ConfigError as error:
@@ -145,10 +150,16 @@ def api_keys(config: TierConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: the file cannot be read or names no key.
     """
-    keys = tuple(_checked(key.get_secret_value(), "API_KEYS") for key in config.api_keys)
-    if config.api_keys_file is not None:
-        keys += _keys_in(config.api_keys_file, "API_KEYS_FILE")
-    return keys
+    return _listed(config.api_keys, config.api_keys_file, "API_KEYS")
+
+
+def metrics_keys(config: TierConfig) -> tuple[str, ...]:
+    """Keys from `METRICS_KEYS` and `METRICS_KEYS_FILE`.
+
+    Raises:
+        ConfigError: the file cannot be read or names no key.
+    """
+    return _listed(config.metrics_keys, config.metrics_keys_file, "METRICS_KEYS")
 
 
 def fallback_key(config: TierConfig) -> str | None:
@@ -168,6 +179,11 @@ def fallback_key(config: TierConfig) -> str | None:
             raise ConfigError(f"FALLBACK_API_KEY_FILE: {file} must hold exactly one key")
         return keys[0]
     return None if inline is None else _checked(inline.get_secret_value(), "FALLBACK_API_KEY")
+
+
+def _listed(inline: tuple[SecretStr, ...], file: Path | None, setting: str) -> tuple[str, ...]:
+    keys = tuple(_checked(key.get_secret_value(), setting) for key in inline)
+    return keys if file is None else keys + _keys_in(file, f"{setting}_FILE")
 
 
 def _keys_in(path: Path, setting: str) -> tuple[str, ...]:

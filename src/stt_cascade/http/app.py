@@ -59,7 +59,8 @@ def create_app(
     app.include_router(router)
     _describe_security(app)
     # The last one added is the outermost.
-    app.add_middleware(Authentication, ring=service.secrets.ring)
+    secrets = service.secrets
+    app.add_middleware(Authentication, ring=secrets.ring, metrics_ring=secrets.metrics_ring)
     app.add_middleware(
         Envelope,
         tier=config.tier,

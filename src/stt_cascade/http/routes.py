@@ -48,6 +48,8 @@ _DEADLINE: dict[str, Any] = {
     "schema": {"type": "integer", "minimum": 1},
     "description": "how long the caller will wait; can shorten the service's own deadline",
 }
+# A key, or none where none is configured.
+_MAY_NEED_A_KEY: dict[str, Any] = {"security": [{"bearer": []}, {}]}
 # Probes may use HEAD. The route that answers comes first (the lower decorator); described is the
 # other, because FastAPI would give both methods of one route the same operation id.
 _GET_OR_HEAD = ["GET", "HEAD"]
@@ -68,7 +70,7 @@ def service_of(request: Request) -> Service:
     openapi_extra={
         "requestBody": _UPLOAD,
         "parameters": [_DEADLINE],
-        "security": [{"bearer": []}, {}],
+        **_MAY_NEED_A_KEY,
     },
 )
 async def transcribe(request: Request) -> Response:
@@ -128,13 +130,13 @@ async def ready(request: Request) -> Response:
     )
 
 
-@router.get("/v1/metrics")
+@router.get("/v1/metrics", openapi_extra=_MAY_NEED_A_KEY)
 async def snapshot(request: Request) -> Response:
     """What an operator asks first, as JSON."""
     return JSONResponse(service_of(request).snapshot())
 
 
-@router.get("/metrics")
+@router.get("/metrics", openapi_extra=_MAY_NEED_A_KEY)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     text = generate_latest(service_of(request).metrics.registry)

@@ -138,6 +138,7 @@ class Service:
             "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
             "gpu": snapshot_of(self._gpu),
             "keys": self.secrets.ring.usage(),
+            "metrics_keys": self.secrets.metrics_ring.usage(),
         }
 
     def _watch(self) -> None:
