@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import select
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from fakes import PATIENCE, PRIMARY_KEY, FakeEngine
-from running import TRANSCRIBE, RunningTier, Tiers, read_response
+from running import TRANSCRIBE, RunningTier, Tiers, fallback_config, read_response, until
+from stt_cascade.admission import uploads
+from stt_cascade.http import envelope
+from stt_cascade.http.app import create_app
 from tones import silence, tone, wav
 
 MIB = 1024 * 1024
@@ -115,6 +120,57 @@ def test_408_when_the_callers_own_deadline_passes_before_the_body_came(tier: Run
     assert tier.exchange(start + PART)[0] == 408
 
 
+def test_408_when_the_body_pauses_for_too_long(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "GRACE_S", 0.2)
+    tier = tiers.fallback()
+    status, headers, _ = tier.exchange(start_of_upload(MIB) + PART + bytes(100_000))
+    assert (status, headers["x-error-type"]) == (408, "request_timeout")
+    assert "0.2 s" in headers["x-error-message"]
+
+
+def test_503_overloaded_when_too_many_bodies_are_held(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    tier = tiers.fallback(engine, max_uploads=2)
+    served = [tier.begin(), tier.begin()]
+    engine.wait_for(2)
+
+    # The answer comes before a byte of the body.
+    status, headers, _ = tier.exchange(start_of_upload(1000))
+
+    assert (status, headers["x-error-type"]) == (503, "overloaded")
+    assert int(headers["retry-after"]) >= 1
+    engine.let_go()
+    assert [one.result().status_code for one in served] == [200, 200]
+    assert tier.transcribe().status_code == 200
+
+
+def test_a_stalled_body_does_not_keep_others_out(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "YIELDS_AFTER_S", 0)
+    tier = tiers.fallback(max_uploads=1)
+    with tier.connect(start_of_upload(1000) + PART) as stalled:
+        until(lambda: tier.service.uploads.held == 1, "the body is waited for")
+        assert tier.transcribe().status_code == 200
+        status, headers, _ = read_response(stalled)
+    assert (status, headers["x-error-type"]) == (408, "request_timeout")
+    assert "others waited" in headers["x-error-message"]
+
+
+@pytest.mark.parametrize("end", ["the caller goes away", "400", "413"])
+def test_a_place_comes_back_after_every_kind_of_end(tiers: Tiers, end: str) -> None:
+    tier = tiers.fallback(max_uploads=1, max_upload_mb=0.5)
+    for _ in range(3):
+        if end == "the caller goes away":
+            tier.connect(start_of_upload(1000) + PART).close()
+        else:
+            assert tier.transcribe(b"x" * (MIB if end == "413" else 10)).status_code == int(end)
+        until(lambda: tier.service.uploads.held == 0, "the place is free")
+    assert tier.transcribe().status_code == 200
+
+
 def test_413_by_content_length_before_the_body_is_sent(tier: RunningTier) -> None:
     status, headers, _ = tier.exchange(start_of_upload(MIB // 2 + ENVELOPE + 1))
     assert (status, headers["x-error-type"]) == (413, "payload_too_large")
@@ -124,19 +180,83 @@ def test_413_by_content_length_before_the_body_is_sent(tier: RunningTier) -> Non
 @pytest.mark.parametrize(
     ("settings", "status"), [({"api_keys": ("other",)}, 401), ({"max_upload_mb": 0.5}, 413)]
 )
-def test_a_refusal_reaches_a_caller_who_is_still_sending(
-    tiers: Tiers, settings: dict[str, Any], status: int
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_refusal_reaches_a_caller_whose_body_is_not_read(
+    tiers: Tiers, settings: dict[str, Any], status: int, announced: bool
 ) -> None:
-    """The socket's buffers do not hold this body; an async client has no second look at it."""
+    """The sockets' buffers do not hold this body: the caller looks when he cannot go on."""
     tier = tiers.fallback(**settings)
+    size = 100 * MIB
+    body = (bytes(MIB) for _ in range(size // MIB))
+    headers = {"Content-Type": FORM} | ({"Content-Length": str(size)} if announced else {})
+    check_status = tier.client.post(TRANSCRIBE, content=body, headers=headers).status_code
+    assert check_status == status
+
+
+def test_a_refusal_reaches_a_caller_who_looks_for_it_after_his_body_only(tiers: Tiers) -> None:
+    """The sockets' buffers do not hold this body, but it is within the limit: it may come."""
+    tier = tiers.fallback()
+    tier.service.drain()
 
     async def send() -> httpx2.Response:
         async with httpx2.AsyncClient(trust_env=False) as client:
             return await client.post(
-                tier.url + TRANSCRIBE, files={"audio": b"x" * 16 * MIB}, timeout=PATIENCE
+                tier.url + TRANSCRIBE, files={"audio": bytes(16 * MIB)}, timeout=PATIENCE
             )
 
-    assert asyncio.run(send()).status_code == status
+    assert asyncio.run(send()).json()["error"]["type"] == "draining"
+
+
+class Flood:
+    """A body as an app receives it: 64 KiB at a time, without end; counts what is taken."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    async def receive(self) -> Message:
+        self.taken += 64 * 1024
+        return {"type": "http.request", "body": bytes(64 * 1024), "more_body": True}
+
+
+@pytest.mark.parametrize(
+    "length", [[(b"content-length", b"1048576")], [(b"transfer-encoding", b"chunked")], "small"]
+)
+@pytest.mark.parametrize("path", [TRANSCRIBE, "/nowhere", "/v1/health", "/metrics"])
+def test_a_caller_without_a_key_makes_the_service_read_64_kib_at_most(
+    monkeypatch: pytest.MonkeyPatch, length: Any, path: str
+) -> None:
+    monkeypatch.setattr(envelope, "LAST_LOOK_S", 0)
+    app = create_app(fallback_config(api_keys=(PRIMARY_KEY,), metrics_keys=(PRIMARY_KEY,)))
+    flood = Flood()
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            assert flood.taken == 0  # the answer comes first
+        sent.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "method": "GET" if path == "/v1/health" else "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"content-length", b"65536")] if length == "small" else length,
+        "client": ("127.0.0.1", 1),
+        "app": app,
+    }
+    asyncio.run(app(scope, flood.receive, send))
+    answered, small = sent[0]["status"], length == "small"
+    assert answered == (200 if path == "/v1/health" else 401)
+    assert small or (b"connection", b"close") in sent[0]["headers"]
+    assert flood.taken == (64 * 1024 if small and answered == 401 else 0)
+
+
+def test_who_sends_on_has_a_moment_to_look_at_the_answer(tiers: Tiers) -> None:
+    guarded = tiers.fallback(api_keys=(PRIMARY_KEY,))
+    with guarded.connect(start_of_upload(100 * MIB)) as connection:
+        assert read_response(connection)[0] == 401
+        connection.sendall(bytes(1000))
+        assert select.select([connection], [], [], 0.3)[0] == []  # neither closed nor reset
 
 
 def test_413_by_count_where_no_length_is_announced(tier: RunningTier) -> None:

@@ -232,6 +232,34 @@ def test_a_form_of_countless_parts_is_refused(tier: RunningTier) -> None:
     assert refused(tier.client.post(TRANSCRIBE, content=body, headers=kind))
 
 
+@pytest.mark.parametrize(
+    ("boundary", "headers", "said"),
+    [
+        ("x" * 71, b"", "at most 70"),
+        ("x", b"X-A: b\r\n" * 8, "Maximum segment header count"),
+        ("x", b"X-A: " + b"b" * 4096 + b"\r\n", "Maximum segment header length"),
+        ("x", b"X-A: " + b"b" * 65536, "Maximum segment header length"),
+    ],
+    ids=["boundary", "many headers", "long header", "endless header"],
+)
+def test_a_form_with_too_much_around_its_parts_is_refused(
+    tier: RunningTier, boundary: str, headers: bytes, said: str
+) -> None:
+    part = b'--%s\r\nContent-Disposition: form-data; name="audio"\r\n%s\r\n'
+    body = part % (boundary.encode(), headers) + wav() + b"\r\n--%s--\r\n" % boundary.encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    assert said in refused(tier.client.post(TRANSCRIBE, content=body, headers=kind))
+
+
+def test_a_form_with_as_much_as_is_allowed_around_its_parts_is_taken(tier: RunningTier) -> None:
+    boundary = b"x" * 70
+    part = b'--%s\r\nContent-Disposition: form-data; name="audio"\r\n%s\r\n'
+    headers = (b"X-A: " + b"b" * 4090 + b"\r\n") * 7
+    body = part % (boundary, headers) + wav() + b"\r\n--%s--\r\n" % boundary
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary.decode()}"}
+    assert tier.client.post(TRANSCRIBE, content=body, headers=kind).status_code == 200
+
+
 def test_a_prompt_that_is_no_utf8_is_named(tier: RunningTier) -> None:
     audio = ("audio", ("clip.wav", wav(), "audio/wav"))
     assert "prompt" in refused(post(tier, audio, ("prompt", (None, b"\xff\xfe"))))

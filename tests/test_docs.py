@@ -268,7 +268,7 @@ def refused(refusal: Refusal) -> tuple[set[str], set[str]]:
         "headers": [],
         "client": None,
     }
-    envelope = Envelope(inner, tier="primary", metrics=Metrics(10), log_text=True)
+    envelope = Envelope(inner, tier="primary", metrics=Metrics(10), log_text=True, upload_bytes=1)
     with capture_logs() as lines:
         asyncio.run(envelope(scope, receive, send))
     return {name.decode() for name, _ in sent[0]["headers"]}, set(lines[0])

@@ -110,6 +110,11 @@ class TierConfig(BaseSettings):
     max_upload_mb: float = Field(
         16, gt=0, le=1024, description="largest audio file, in units of 1,048,576 bytes"
     )
+    max_uploads: int | None = Field(
+        None,
+        ge=1,
+        description="uploads held at once; default 2 x (MAX_CONCURRENCY + MAX_QUEUE), at least 16",
+    )
     max_audio_seconds: float = Field(600, gt=0, le=14400, description="longest decoded audio")
     request_timeout_s: float = Field(
         60, gt=0, le=3600, description="deadline of a request; `X-Deadline-Ms` can shorten it"
@@ -157,6 +162,13 @@ class TierConfig(BaseSettings):
     def queue_limit(self) -> int:
         """Requests that may wait for a slot."""
         return 8 * self.max_concurrency if self.max_queue is None else self.max_queue
+
+    @property
+    def upload_places(self) -> int:
+        """Uploads that may be held at once: for each that is worked on or waits, one that comes."""
+        if self.max_uploads is not None:
+            return self.max_uploads
+        return max(16, 2 * (self.max_concurrency + self.queue_limit))
 
     @property
     def upload_limit(self) -> int:

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stt_cascade.cascade.hearing import DecoderPools
-from stt_cascade.config import TierConfig, load
+from stt_cascade.config import ENVELOPE_BYTES, TierConfig, load
 from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.errors import MethodNotAllowed, NotFound
@@ -66,6 +66,7 @@ def create_app(
         tier=config.tier,
         metrics=service.metrics,
         log_text=config.log_text,
+        upload_bytes=config.upload_limit + ENVELOPE_BYTES,
         trusted_proxies=config.trusted_proxies,
     )
     if config.cors_origins:

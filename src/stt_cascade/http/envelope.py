@@ -20,7 +20,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stt_cascade.config import Network
-from stt_cascade.errors import Internal, MethodNotAllowed, RateLimited, Refusal
+from stt_cascade.errors import (
+    Internal,
+    MethodNotAllowed,
+    RateLimited,
+    Refusal,
+    RequestTimeout,
+    Unauthorized,
+)
 from stt_cascade.http.caller import client_address
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
@@ -30,9 +37,15 @@ log = structlog.get_logger("stt.request")
 _TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_HEADER = 200
-# A connection that is closed under a caller who is still sending takes the answer with it, so the
-# rest of a refused body may come, unread, for this long.
+# A connection that is closed under a caller who is still sending may take the answer with it. So
+# the rest of a refused body may come and is thrown away for this long, if its length was announced
+# and is within what the service reads anyway.
 LINGER_S = 5.0
+# Else no more of it is read, which brings the caller's sending to a halt. Who looks for an answer
+# while he sends, or when he can't go on, has this long to find it.
+LAST_LOOK_S = 1.0
+# What a caller without a valid key may make the service read.
+STRANGER_BYTES = 64 * 1024
 # What every answer may carry, errors included.
 EXPOSED_HEADERS = (
     "X-Req-Id",
@@ -76,12 +89,14 @@ class Envelope:
         tier: str,
         metrics: Metrics,
         log_text: bool,
+        upload_bytes: int,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         self._app = app
         self._tier = tier
         self._metrics = metrics
         self._log_text = log_text
+        self._upload_bytes = upload_bytes
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +115,7 @@ class Envelope:
         )
         scope["stt.record"] = record
         status: int | None = None
-        body = _Body(receive)
+        body = _Body(receive, headers)
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -109,9 +124,12 @@ class Envelope:
                 headers = MutableHeaders(scope=message)
                 for name, value in _headers(record).items():
                     headers[name] = value
+                if not body.ends_within(allowed):
+                    headers["Connection"] = "close"
             await send(message)
 
         transcribes = record.endpoint == TRANSCRIBE
+        allowed = self._upload_bytes if transcribes else STRANGER_BYTES
         if transcribes:
             self._metrics.request_started()
         refusal: Refusal | None = None
@@ -128,13 +146,16 @@ class Envelope:
             refusal.__cause__ = error
         if refusal is not None:
             self._metrics.request_refused(record.endpoint, refusal.type)
+            if isinstance(refusal, Unauthorized):
+                allowed = STRANGER_BYTES
             if unfinished := status is None:
                 await _send_unfinished(_refuse(refusal, record), send_in_envelope)
         elif status == 200 and transcribes:
             self._metrics.request_answered(record)
         self._log(scope, record, status, refusal)
         if unfinished:
-            await body.discard()
+            too_slow = isinstance(refusal, RequestTimeout)
+            await body.discard(allowed, LAST_LOOK_S if too_slow else LINGER_S)
             await send({"type": "http.response.body", "body": b""})
 
     def _log(
@@ -177,24 +198,38 @@ class Envelope:
 
 
 class _Body:
-    """A request's `receive`, which remembers whether the body has come to its end."""
+    """A request's `receive`, which knows how much of the body is still to come."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
-        self._ended = False
+        length = headers.get("Content-Length", "0")
+        # In bytes; None: nobody knows.
+        self._left = (
+            None if "Transfer-Encoding" in headers or not length.isdecimal() else int(length)
+        )
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        self._ended = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self._left = 0  # that was its end, or the caller went away
+        elif self._left is not None:
+            self._left -= len(message["body"])
         return message
 
-    async def discard(self) -> None:
-        """Let the rest come, for a while."""
+    def ends_within(self, size: int) -> bool:
+        """Whether no more than so many bytes are sure to come."""
+        return self._left is not None and self._left <= size
+
+    async def discard(self, size: int, seconds: float) -> None:
+        """Let the rest come, for a while, if it ends within so many bytes; else read no more."""
+        if not self.ends_within(size):
+            await asyncio.sleep(LAST_LOOK_S)
+            return
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard(), LINGER_S)
+            await asyncio.wait_for(self._discard(), seconds)
 
     async def _discard(self) -> None:
-        while not self._ended:
+        while self._left:
             await self()
 
 

@@ -84,8 +84,9 @@ async def transcribe(request: Request) -> Response:
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
     tier.check_room(deadline)
-    upload = await receive(request, config.upload_limit, deadline)
-    answer = await _unless_abandoned(request, tier.answer(upload, record, deadline))
+    with service.uploads.place(deadline) as body:
+        upload = await receive(request, config.upload_limit, body)
+        answer = await _unless_abandoned(request, tier.answer(upload, record, deadline))
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

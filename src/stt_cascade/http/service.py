@@ -17,6 +17,7 @@ import structlog
 
 from stt_cascade.admission.keys import Secrets
 from stt_cascade.admission.rate_limit import RateLimiter
+from stt_cascade.admission.uploads import Uploads
 from stt_cascade.audio import speech
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools
@@ -46,6 +47,7 @@ class Service:
         self.secrets = Secrets(config)
         self.metrics = Metrics(config.slo_clip_seconds)
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
+        self.uploads = Uploads(config.upload_places)
         self.draining = False
         self._load = load
         self._own_pools = pools is None
@@ -99,6 +101,7 @@ class Service:
             self.draining = True
             log.info("draining")
             self.tier.drain()
+            self.uploads.drain()
 
     def health(self) -> dict[str, Any]:
         engine = self.tier.engine

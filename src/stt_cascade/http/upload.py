@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
 from typing import TypeVar, get_args
 
 from faster_whisper.tokenizer import _LANGUAGE_CODES
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.uploads import Body
 from stt_cascade.config import ENVELOPE_BYTES
 from stt_cascade.engine.protocol import Options, Task, Timestamps
-from stt_cascade.errors import InvalidRequest, PayloadTooLarge, RequestTimeout
+from stt_cascade.errors import InvalidRequest, PayloadTooLarge
 from stt_cascade.http.envelope import Abandoned
 from stt_cascade.upload import Upload
 
@@ -21,13 +19,18 @@ LANGUAGES = frozenset(_LANGUAGE_CODES)
 AUDIO_FIELDS = ("audio", "file")
 TEXT_FIELDS = ("language", "prompt", "timestamps", "task")
 MAX_PARTS = 16
+# RFC 7578 knows three headers of a part, each of which names something short.
+MAX_PART_HEADERS = 8
+MAX_PART_HEADER_BYTES = 4096
+# RFC 2046
+MAX_BOUNDARY = 70
 # Whisper looks at no more than 223 tokens of a prompt.
 MAX_FIELD_BYTES = 16 * 1024
 
 Choice = TypeVar("Choice", bound=str)
 
 
-async def receive(request: Request, limit: int, deadline: Deadline) -> Upload:
+async def receive(request: Request, limit: int, body: Body) -> Upload:
     """Read and check the body.
 
     Args:
@@ -36,22 +39,30 @@ async def receive(request: Request, limit: int, deadline: Deadline) -> Upload:
     Raises:
         InvalidRequest: it is no multipart body, or a part is missing, unknown, double or wrong.
         PayloadTooLarge: by Content-Length, or by count.
-        RequestTimeout: it had not come by the deadline.
+        RequestTimeout: it came too slowly, or had not come by the deadline.
+        Draining: the service stops, and it had not come yet.
         Abandoned: the caller went away.
     """
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
         raise InvalidRequest("the body must be multipart/form-data with an `audio` part")
+    if len(options["boundary"]) > MAX_BOUNDARY:
+        raise InvalidRequest(f"the boundary must have at most {MAX_BOUNDARY} characters")
     whole = limit + ENVELOPE_BYTES
     announced = request.headers.get("Content-Length", "")
-    if announced.isdigit() and int(announced) > whole:
+    if announced.isdecimal() and int(announced) > whole:
         raise _too_large(limit)
     form = _Form(limit)
     received = 0
     try:
-        parser = PushMultipartParser(options["boundary"], max_segment_count=MAX_PARTS)
+        parser = PushMultipartParser(
+            options["boundary"],
+            max_segment_count=MAX_PARTS,
+            max_header_count=MAX_PART_HEADERS,
+            max_header_size=MAX_PART_HEADER_BYTES,
+        )
         chunks = request.stream()
-        while chunk := await _next(chunks.__anext__(), deadline):
+        while chunk := await body.next(chunks):
             received += len(chunk)
             if received > whole:
                 raise _too_large(limit)
@@ -63,15 +74,6 @@ async def receive(request: Request, limit: int, deadline: Deadline) -> Upload:
     except ClientDisconnect:
         raise Abandoned from None
     return form.upload()
-
-
-async def _next(chunk: Awaitable[bytes], deadline: Deadline) -> bytes:
-    try:
-        return await asyncio.wait_for(chunk, deadline.remaining)
-    except StopAsyncIteration:
-        return b""
-    except asyncio.TimeoutError:
-        raise RequestTimeout("the body had not come by the deadline") from None
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -1,0 +1,169 @@
+"""Places for bodies, and the pace at which one has to come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stt_cascade.admission import uploads
+from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.uploads import GRACE_S, MIN_BYTES_PER_S, Pace, Uploads
+from stt_cascade.errors import Draining, Overloaded, RequestTimeout
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def silence() -> AsyncIterator[bytes]:
+    """A body of which nothing comes."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def chunks(*sizes: int) -> AsyncIterator[bytes]:
+    for size in sizes:
+        yield bytes(size)
+
+
+def later() -> Deadline:
+    return Deadline(600)
+
+
+def test_the_patience_lasts_for_the_grace_and_no_silence_is_longer() -> None:
+    pace = Pace()
+    assert pace.patience == GRACE_S
+    pace.waited(1, 16 * 1024 * 1024)
+    assert pace.patience == GRACE_S  # what came fast cannot be saved up for a long silence
+
+
+@pytest.mark.parametrize(("share", "lasts"), [(1.0, True), (1.2, True), (0.8, False)])
+def test_who_keeps_to_the_least_rate_goes_on_and_who_is_slower_does_not(
+    share: float, lasts: bool
+) -> None:
+    pace = Pace()
+    for _ in range(1000):
+        if pace.patience <= 0.5:
+            break
+        pace.waited(0.5, int(MIN_BYTES_PER_S * share / 2))
+    assert (pace.patience > 0.5) == lasts
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.integers(0, 100_000)), max_size=50))
+def test_no_way_of_dripping_stays_below_the_rate_for_longer_than_the_grace(
+    waits: list[tuple[float, int]],
+) -> None:
+    pace, elapsed, received = Pace(), 0.0, 0
+    for seconds, size in waits:
+        if seconds > pace.patience:
+            return  # refused
+        pace.waited(seconds, size)
+        elapsed, received = elapsed + seconds, received + size
+        assert elapsed <= GRACE_S + received / MIN_BYTES_PER_S + 1e-6
+
+
+def test_a_silent_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "GRACE_S", 0.0)
+
+    async def receive() -> None:
+        with Uploads(1).place(later()) as body:
+            await body.next(silence())
+
+    with pytest.raises(RequestTimeout, match="too slowly"):
+        asyncio.run(receive())
+
+
+def test_the_bytes_come_as_they_were_sent() -> None:
+    async def receive() -> list[int]:
+        source = chunks(3, 5)
+        with Uploads(1).place(later()) as body:
+            return [len(await body.next(source)) for _ in range(4)]
+
+    assert asyncio.run(receive()) == [3, 5, 0, 0]
+
+
+def test_a_place_is_held_until_the_block_ends_however_it_ends() -> None:
+    async def hold() -> None:
+        places = Uploads(1)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError), places.place(later()):
+                assert places.held == 1
+                with pytest.raises(Overloaded, match="1 uploads") as refused:
+                    places.place(later()).__enter__()
+                assert refused.value.retry_after == 1
+                raise ZeroDivisionError
+            assert places.held == 0
+
+    asyncio.run(hold())
+
+
+async def receiving(places: Uploads) -> asyncio.Task[None]:
+    """A caller whose body does not come, and who waits in a place."""
+
+    async def receive() -> None:
+        with places.place(later()) as body:
+            await body.next(silence())
+
+    before = places.held
+    task = asyncio.create_task(receive())
+    await asyncio.sleep(0)  # it runs until it waits
+    assert places.held == before + 1
+    return task
+
+
+def test_a_body_that_is_behind_gives_its_place_to_a_newcomer() -> None:
+    async def crowd() -> None:
+        clock = Clock()
+        places = Uploads(2, clock)
+        first = await receiving(places)
+        clock.now += 0.5
+        second = await receiving(places)
+        clock.now += 0.4
+        with pytest.raises(Overloaded), places.place(later()):
+            pass  # neither is far behind
+        clock.now += 0.2
+        with places.place(later()):
+            with pytest.raises(RequestTimeout, match="others waited"):
+                await first
+            assert (second.done(), places.held) == (False, 2)
+        second.cancel()
+        await asyncio.wait({second})
+        assert places.held == 0
+
+    asyncio.run(crowd())
+
+
+def test_a_body_that_has_come_keeps_its_place() -> None:
+    async def crowd() -> None:
+        clock = Clock()
+        places = Uploads(1, clock)
+        source = chunks(3)
+        with places.place(later()) as body:
+            while await body.next(source):
+                pass
+            clock.now += 1000  # the clip is being worked on
+            with pytest.raises(Overloaded), places.place(later()):
+                pass
+
+    asyncio.run(crowd())
+
+
+def test_a_stop_sends_home_who_is_still_sending_and_nobody_else() -> None:
+    async def stop() -> None:
+        places = Uploads(2)
+        sending = await receiving(places)
+        with places.place(later()):
+            places.drain()
+            with pytest.raises(Draining):
+                await sending
+            assert places.held == 1
+
+    asyncio.run(stop())
