@@ -16,12 +16,14 @@ from typing import Any
 import httpx2
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fakes import FALLBACK_KEY, PATIENCE, FakeEngine, ScriptedFallback
 from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.app import create_app
+from stt_cascade.http.protocol import Protocol
 from stt_cascade.http.service import Service
 from tones import wav
 
@@ -43,7 +45,11 @@ class RunningTier:
     """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own."""
 
     def __init__(
-        self, config: TierConfig, engine: Engine | None, pools: DecoderPools = POOLS
+        self,
+        config: TierConfig,
+        engine: Engine | None,
+        http: type[HttpToolsProtocol] = Protocol,
+        pools: DecoderPools = POOLS,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -57,7 +63,7 @@ class RunningTier:
         self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
         self._callers = ThreadPoolExecutor(16)
         self._server = uvicorn.Server(
-            uvicorn.Config(self.app, log_config=None, lifespan="on", proxy_headers=False)
+            uvicorn.Config(self.app, log_config=None, lifespan="on", http=http, proxy_headers=False)
         )
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
@@ -160,9 +166,14 @@ class Tiers:
         self._running: list[RunningTier] = []
 
     def run(
-        self, config: TierConfig, engine: Engine | None = None, *, wait: bool = True
+        self,
+        config: TierConfig,
+        engine: Engine | None = None,
+        *,
+        wait: bool = True,
+        http: type[HttpToolsProtocol] = Protocol,
     ) -> RunningTier:
-        tier = RunningTier(config, engine or FakeEngine())
+        tier = RunningTier(config, engine or FakeEngine(), http)
         self._running.append(tier)
         if wait:
             tier.wait_until_ready()

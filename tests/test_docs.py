@@ -17,6 +17,7 @@ from typing import Any, get_args
 import httpx2
 import pytest
 import typer
+import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -26,11 +27,13 @@ from structlog.testing import capture_logs
 import stt_sdk
 from fakes import FakeEngine
 from running import until
+from stt_cascade.admission import uploads
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
 from stt_cascade.cascade.decision import GATES
 from stt_cascade.cascade.fallback_answer import CAUSES
 from stt_cascade.cli.app import app as stt
 from stt_cascade.config import (
+    ENVELOPE_BYTES,
     ConfigError,
     FallbackConfig,
     PrimaryConfig,
@@ -39,6 +42,7 @@ from stt_cascade.config import (
     load,
 )
 from stt_cascade.errors import MethodNotAllowed, Overloaded, Refusal, Unauthorized
+from stt_cascade.http import envelope, protocol, upload
 from stt_cascade.http.app import create_app
 from stt_cascade.http.auth import METRICS, PUBLIC
 from stt_cascade.http.envelope import EXPOSED_HEADERS, Envelope, record_of
@@ -268,9 +272,9 @@ def refused(refusal: Refusal) -> tuple[set[str], set[str]]:
         "headers": [],
         "client": None,
     }
-    envelope = Envelope(inner, tier="primary", metrics=Metrics(10), log_text=True, upload_bytes=1)
+    wrapped = Envelope(inner, tier="primary", metrics=Metrics(10), log_text=True, upload_bytes=1)
     with capture_logs() as lines:
-        asyncio.run(envelope(scope, receive, send))
+        asyncio.run(wrapped(scope, receive, send))
     return {name.decode() for name, _ in sent[0]["headers"]}, set(lines[0])
 
 
@@ -302,6 +306,31 @@ def test_every_error_type_has_a_row_with_its_status() -> None:
     assert sorted(documented) == sorted(
         (str(kind.status), f"`{kind.type}`") for kind in Refusal.__subclasses__()
     )
+
+
+def test_what_a_request_may_cost_is_as_documented() -> None:
+    kib, idle = 1024, uvicorn.Config("x").timeout_keep_alive
+    limits = [
+        f"{protocol.PATIENCE_S:g} s, {protocol.MAX_HEADERS} headers, "
+        f"{protocol.MAX_HEADER_BYTES // kib} KiB in all \\*",
+        f"{protocol.PATIENCE_S:g} s, after an answer {idle} s \\*",
+        f"{2 * protocol.PATIENCE_S:g} s \\*",
+        f"{uploads.GRACE_S:g} s",
+        f"{uploads.MIN_BYTES_PER_S / kib:g} KiB/s",
+        f"{uploads.YIELDS_AFTER_S:g} s behind",
+        f"`MAX_UPLOAD_MB` and {ENVELOPE_BYTES // kib} KiB",
+        f"{upload.MAX_BOUNDARY} characters; {upload.MAX_PARTS}; {upload.MAX_PART_HEADERS}; "
+        f"{upload.MAX_PART_HEADER_BYTES // kib} KiB",
+        f"{protocol.MAX_HEADER_BYTES // kib} KiB more",
+        f"{envelope.STRANGER_BYTES // kib} KiB",
+    ]
+    shown = [row[1] for row in rows("docs/api.md", "## What a request may cost")]
+    assert len(shown) == len(limits)
+    for cell, limit in zip(shown, limits, strict=True):
+        assert limit in cell
+    page = (ROOT / "docs/api.md").read_text()
+    assert f"closes the connection {envelope.LAST_LOOK_S:g} s after the answer" in page
+    assert f"thrown away for up to {envelope.LINGER_S:g} s" in page
 
 
 def test_every_field_of_the_snapshot_has_a_row(app: FastAPI) -> None:

@@ -32,7 +32,7 @@ def test_short_clips_pass_a_large_file_that_takes_its_time(pools: DecoderPools) 
     process = pools.large._idle.get(timeout=PATIENCE)
     pools.large._idle.put(process)
     os.kill(process._child.pid, signal.SIGSTOP)
-    tier = RunningTier(fallback_config(), FakeEngine(), pools)
+    tier = RunningTier(fallback_config(), FakeEngine(), pools=pools)
     try:
         tier.wait_until_ready()
         slow = tier.begin(large)

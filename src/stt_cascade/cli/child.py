@@ -14,6 +14,7 @@ from pathlib import Path
 from stt_cascade.cli.hardware import cuda_libraries
 
 HOST = "127.0.0.1"
+PROTOCOL = "stt_cascade.http.protocol:Protocol"
 # Seconds from SIGTERM to SIGKILL: what a tier has begun may take a moment.
 GRACE = 10.0
 TAIL_LINES = 15
@@ -32,7 +33,7 @@ class Child:
         uvicorn = [sys.executable, "-m", "uvicorn", app]
         uvicorn += ["--host", HOST, "--port", str(port), "--workers", "1"]
         # Whose X-Forwarded-For counts is for TRUSTED_PROXIES to say.
-        uvicorn += ["--no-proxy-headers"]
+        uvicorn += ["--http", PROTOCOL, "--no-proxy-headers"]
         leash = [sys.executable, "-m", "stt_cascade.cli.leash", str(os.getpid())]
         environment = {**os.environ, "CONFIG_PATH": str(config)}
         if libraries := cuda_libraries():

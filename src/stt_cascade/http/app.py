@@ -82,7 +82,7 @@ def create_app(
 
 async def _as_refusal(request: Request, error: HTTPException) -> Response:
     """The framework's own 404 and 405, in the form of every other error."""
-    path = request.url.path
+    path = request.scope["path"]  # `request.url` is made with whatever the Host header says
     if error.status_code == 404:
         raise NotFound(f"there is nothing at {path}") from None
     if error.status_code == 405:

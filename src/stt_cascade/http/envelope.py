@@ -44,6 +44,8 @@ LINGER_S = 5.0
 # Else no more of it is read, which brings the caller's sending to a halt. Who looks for an answer
 # while he sends, or when he can't go on, has this long to find it.
 LAST_LOOK_S = 1.0
+# In a request's scope: why it was refused before it became one (`http/protocol.py`).
+REFUSED = "stt.refused"
 # What a caller without a valid key may make the service read.
 STRANGER_BYTES = 64 * 1024
 # What every answer may carry, errors included.
@@ -100,6 +102,9 @@ class Envelope:
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # there are none here, whatever the path
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -115,7 +120,8 @@ class Envelope:
         )
         scope["stt.record"] = record
         status: int | None = None
-        body = _Body(receive, headers)
+        refused: Refusal | None = scope.get(REFUSED)
+        body = _Body(receive, headers, broken=refused is not None)
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -135,6 +141,8 @@ class Envelope:
         refusal: Refusal | None = None
         unfinished = False
         try:
+            if refused is not None:
+                raise refused
             await self._app(scope, body, send_in_envelope)
         except Refusal as error:
             refusal = error
@@ -166,8 +174,8 @@ class Envelope:
         line: dict[str, Any] = {
             "request_id": record.request_id,
             "tier": self._tier,
-            "method": scope["method"],
-            "path": scope["path"],
+            "method": scope["method"] or None,
+            "path": scope["path"] or None,
             "status": status,
             "client": record.client,
             "key_id": record.key_id,
@@ -198,14 +206,20 @@ class Envelope:
 
 
 class _Body:
-    """A request's `receive`, which knows how much of the body is still to come."""
+    """A request's `receive`, which knows how much of the body is still to come.
 
-    def __init__(self, receive: Receive, headers: Headers) -> None:
+    Args:
+        broken: it never became a request, and what else comes is anybody's guess.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, *, broken: bool) -> None:
         self._receive = receive
         length = headers.get("Content-Length", "0")
         # In bytes; None: nobody knows.
         self._left = (
-            None if "Transfer-Encoding" in headers or not length.isdecimal() else int(length)
+            None
+            if broken or "Transfer-Encoding" in headers or not length.isdecimal()
+            else int(length)
         )
 
     async def __call__(self) -> Message:

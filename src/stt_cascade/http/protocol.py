@@ -1,0 +1,192 @@
+"""How connections are served: uvicorn's protocol, with limits on what comes before a request.
+
+`uvicorn stt_primary:app --http stt_cascade.http.protocol:Protocol`. Until its headers are complete
+the app does not know of a request, so these limits can be kept nowhere else. What breaks them, or
+is no HTTP, is handed to the app as a request that is refused already: it gets the answer, the log
+line and the counts of any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from stt_cascade.errors import InvalidRequest, Refusal, RequestTimeout
+from stt_cascade.http.envelope import REFUSED
+
+# From the connection's opening, or the last answer, to the end of the next request's headers; and
+# for how long a caller may take nothing of an answer. uvicorn itself closes connections that are
+# idle for 5 s after an answer.
+PATIENCE_S = 8.0
+MAX_HEADERS = 100
+# Of the request line and all headers; further, of what a body has around its chunks.
+MAX_HEADER_BYTES = 32 * 1024
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    _due: asyncio.TimerHandle | None = None
+    _broken = False
+    _why: Refusal | None = None
+    _unsent = -1
+    # Bytes of the request that is coming, but for its body; and those of its body.
+    _around = 0
+    _body = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        self._around += len(data)
+        super().data_received(data)
+        # A request that ends within the data begins the count anew.
+        if self._around > MAX_HEADER_BYTES + self._body:
+            self._refuse(_too_long())
+
+    # What uvicorn calls, or the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + len(": \r\n"))
+        if len(self.headers) > MAX_HEADERS:
+            self._stop_parsing(InvalidRequest(f"more than {MAX_HEADERS} headers"))
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._around -= len(body)
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._around = self._body = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # else a request has come meanwhile
+            self._arm()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._arm()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unsent = -1
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._why or InvalidRequest("this is not an HTTP/1.1 request"))
+
+    def _should_upgrade(self) -> bool:
+        return False  # nothing here speaks WebSocket: the request is answered like any other
+
+    def _unsupported_upgrade_warning(self) -> None:
+        self.cycle.keep_alive = False  # the parser takes what follows for the other protocol
+
+    # What is added
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._stop_parsing(_too_long())
+
+    def _stop_parsing(self, why: Refusal) -> None:
+        self._why = why
+        raise why  # the parser wraps it in an error of its own
+
+    def _arm(self) -> None:
+        self._disarm()
+        self._due = self.loop.call_later(PATIENCE_S, self._overdue)
+
+    def _disarm(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _overdue(self) -> None:
+        if self.transport.is_closing() or self.flow.write_paused:
+            unsent = self.transport.get_write_buffer_size()
+            if unsent == self._unsent:
+                self.transport.abort()  # nothing of the answer was taken meanwhile
+            else:
+                self._unsent = unsent
+                self._arm()
+        elif self.cycle is not None and not self.cycle.response_complete:
+            pass  # the answer is being taken again, and more of it is to come
+        elif self._around:
+            self._refuse(RequestTimeout(f"the headers had not come within {PATIENCE_S:g} s"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what cannot become a request, and close the connection."""
+        if self._broken:
+            return
+        self._broken = True
+        self._disarm()
+        self.flow.pause_reading()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self.pipeline or cycle.response_started:
+                self.transport.close()  # no place is left for another answer
+                return
+            if not cycle.more_body:
+                cycle.keep_alive = False  # this one is whole: it is answered, and nothing after it
+                return
+            cycle.disconnected = True  # its body broke: for the app, its caller has gone
+            cycle.message_event.set()
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": "",
+            "root_path": self.root_path,
+            "path": "",
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": [],
+            "state": self.app_state.copy(),
+            REFUSED: refusal,
+        }
+        self.cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+
+def _too_long() -> Refusal:
+    return InvalidRequest(f"the headers are longer than {MAX_HEADER_BYTES} bytes")
