@@ -21,6 +21,7 @@ import uvicorn
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
 from stt_cascade.engine.protocol import Clip, Options, Samples, Segment, Span, Utterance
 from stt_cascade.http.app import create_app
+from stt_cascade.http.protocol import Protocol
 from stt_cascade.telemetry import logs
 
 PATIENCE = 20.0  # seconds after which a test gives up waiting for what should happen at once
@@ -359,7 +360,8 @@ def main(tier: str, settings: str, listener: int, loads: str) -> None:
     config = load(model, Path(settings))
     logs.configure(config.log_format)
     engine = Told(loads=threading.Event() if loads == "never" else None)
-    server = uvicorn.Server(uvicorn.Config(create_app(config, engine), log_config=None))
+    app = create_app(config, engine)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=Protocol))
     server.run([socket.socket(fileno=listener)])
 
 

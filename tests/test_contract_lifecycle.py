@@ -16,11 +16,27 @@ import httpx2
 import pytest
 
 from fakes import PATIENCE
-from running import env_file, until
+from running import env_file, read_response, until
 from tones import wav
 
 TESTS = Path(__file__).parent
 MODEL = {"DEVICE": "cpu", "VAD": "off"}
+HALF_A_BODY = (
+    b"POST /v1/transcribe HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n"
+    b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\nRIFF'
+)
+both = pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+
+
+def untaken(connection: socket.socket) -> int:
+    """Bytes that the other side has written and nobody has taken: in its kernel buffer."""
+    ours, theirs = (address[1] for address in (connection.getsockname(), connection.getpeername()))
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if (local[-5:], remote[-5:]) == (f":{theirs:04X}", f":{ours:04X}"):
+            return int(queues.partition(":")[0], 16)
+    raise AssertionError("there is no such connection")
 
 
 class Process:
@@ -63,6 +79,20 @@ class Process:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
+    def connect(self, request: bytes) -> socket.socket:
+        """A connection on which this has been sent."""
+        port = int(self.url.rpartition(":")[2])
+        connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        connection.sendall(request)
+        return connection
+
+    def writes_nothing_to(self, connection: socket.socket) -> bool:
+        """Whether it works for others meanwhile, and no byte comes here."""
+        before = untaken(connection)
+        for _ in range(20):
+            assert self.client.get("/v1/health").status_code == 200
+        return before == untaken(connection) > 0
+
     def snapshot(self) -> dict[str, Any]:
         snapshot: dict[str, Any] = self.client.get("/v1/metrics").json()
         return snapshot
@@ -88,8 +118,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.close()
 
 
-def test_sigterm_finishes_what_has_begun_and_sends_home_who_waits(
-    start: Callable[..., Process],
+@both
+def test_a_stop_finishes_what_has_begun_and_sends_home_who_waits(
+    start: Callable[..., Process], how: signal.Signals
 ) -> None:
     tier = start(MAX_CONCURRENCY=1)
     begun = tier.begin()
@@ -97,7 +128,7 @@ def test_sigterm_finishes_what_has_begun_and_sends_home_who_waits(
     queued = [tier.begin(), tier.begin()]
     until(lambda: tier.snapshot()["queue_depth"] == 2, "two are queued")
 
-    tier.process.send_signal(signal.SIGTERM)
+    tier.process.send_signal(how)
 
     for one in queued:
         answer = one.result(PATIENCE)
@@ -109,32 +140,120 @@ def test_sigterm_finishes_what_has_begun_and_sends_home_who_waits(
     assert begun.result(PATIENCE).status_code == 200
     assert begun.result().json()["text"] == "one two three four"
     # uvicorn ends by the signal that it got, once everything is done.
-    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    assert tier.process.wait(PATIENCE) in (0, -how)
 
 
-def test_a_stopping_tier_takes_nothing_new(start: Callable[..., Process]) -> None:
+@both
+def test_a_stopping_tier_says_so_to_everybody_who_still_comes(
+    start: Callable[..., Process], how: signal.Signals
+) -> None:
     tier = start(MAX_CONCURRENCY=1)
     begun = tier.begin()
     tier.wait_for_an_inference()
     queued = tier.begin()
     until(lambda: tier.snapshot()["queue_depth"] == 1, "one is queued")
-    tier.process.send_signal(signal.SIGTERM)
+    tier.process.send_signal(how)
     assert queued.result(PATIENCE).status_code == 503
 
-    with pytest.raises(httpx2.ConnectError):
-        until(lambda: httpx2.get(tier.url, trust_env=False) is None, "the port is closed")
+    with httpx2.Client(base_url=tier.url, trust_env=False) as newcomer:
+        ready = newcomer.get("/v1/ready")
+        refused = newcomer.post("/v1/transcribe", files={"audio": wav()})
+        alive = newcomer.get("/v1/health")
 
+    assert (ready.status_code, ready.json()["state"]) == (503, "draining")
+    assert (refused.status_code, refused.headers["X-Error-Type"]) == (503, "draining")
+    assert alive.status_code == 200
+    assert {each.headers["Connection"] for each in (ready, refused, alive)} == {"close"}
+    assert not begun.done()
     tier.let_go()
     assert begun.result(PATIENCE).status_code == 200
+    assert tier.process.wait(PATIENCE) in (0, -how)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(tier.url, trust_env=False)
+
+
+def test_stalled_uploads_are_refused_at_once_and_hold_nothing_up(
+    start: Callable[..., Process],
+) -> None:
+    tier = start(DRAIN_TIMEOUT_S=600)
+    stalled = [tier.connect(HALF_A_BODY) for _ in range(20)]
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    until(lambda: tier.snapshot()["uploads"] == 21, "all uploads are being received")
+
+    tier.process.send_signal(signal.SIGTERM)
+
+    for connection in stalled:
+        status, headers, _ = read_response(connection)
+        assert (status, headers["x-error-type"]) == (503, "draining")
+    assert not begun.done()
+    tier.let_go()
+    assert begun.result(PATIENCE).status_code == 200
+    # Their connections are open on this side.
+    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    for connection in stalled:
+        connection.close()
+
+
+def test_half_sent_headers_do_not_hold_a_stop_up(start: Callable[..., Process]) -> None:
+    tier = start(DRAIN_TIMEOUT_S=600)
+    with tier.connect(b"POST /v1/transcribe HTTP/1.1\r\nHost: t\r\n"), tier.connect(b""):
+        assert tier.client.get("/v1/health").status_code == 200
+        tier.process.send_signal(signal.SIGTERM)
+        assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+
+
+@both
+def test_an_inference_without_end_does_not_hold_a_stop_up(
+    start: Callable[..., Process], how: signal.Signals
+) -> None:
+    tier = start(DRAIN_TIMEOUT_S=1)
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    tier.process.send_signal(how)
+    answer = begun.result(PATIENCE)
+    assert (answer.status_code, answer.headers["X-Error-Type"]) == (503, "draining")
+    assert tier.process.wait(PATIENCE) in (0, -how)
+
+
+def test_callers_who_take_no_answer_do_not_hold_a_stop_up(start: Callable[..., Process]) -> None:
+    tier = start(DRAIN_TIMEOUT_S=2)
+    with tier.connect(b"") as deaf:
+        deaf.setblocking(False)
+        try:
+            while True:
+                deaf.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n" * 1000)
+        except BlockingIOError:
+            pass  # the service reads no more
+        until(lambda: tier.writes_nothing_to(deaf), "it can write no more")
+        tier.process.send_signal(signal.SIGTERM)
+        assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    assert tier.process.stdout is not None
+    assert "ending with work unfinished" in tier.process.stdout.read()
+
+
+@both
+def test_a_second_signal_ends_a_tier_at_once(
+    start: Callable[..., Process], how: signal.Signals
+) -> None:
+    tier = start(DRAIN_TIMEOUT_S=600)
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    tier.process.send_signal(signal.SIGTERM)
+    until(lambda: tier.client.get("/v1/ready").status_code == 503, "it is stopping")
+    tier.process.send_signal(how)
+    assert tier.process.wait(PATIENCE) == -how
+    with pytest.raises(httpx2.HTTPError):
+        begun.result(PATIENCE)
 
 
 def test_an_idle_tier_ends_at_once(start: Callable[..., Process]) -> None:
-    tier = start()
+    tier = start(DRAIN_TIMEOUT_S=600)
     tier.process.send_signal(signal.SIGTERM)
     assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@both
 def test_stopping_during_the_load_does_not_wait_for_it(
     start: Callable[..., Process], how: signal.Signals
 ) -> None:

@@ -120,6 +120,10 @@ class TierConfig(BaseSettings):
         60, gt=0, le=3600, description="deadline of a request; `X-Deadline-Ms` can shorten it"
     )
 
+    drain_timeout_s: float = Field(
+        30, gt=0, le=3600, description="longest time from SIGTERM to the end of the process"
+    )
+
     api_keys: Keys = Field((), description="comma-separated bearer keys; none at all means open")
     api_keys_file: Path | None = Field(
         None, description="further keys, one a line; re-read when the file changes"

@@ -113,6 +113,8 @@ class Uploads:
         self.size = size
         self._clock = clock
         self._held: set[Body] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @property
     def held(self) -> int:
@@ -130,10 +132,17 @@ class Uploads:
             self._make_room()
         body = Body(deadline, self._clock)
         self._held.add(body)
+        self._empty.clear()
         try:
             yield body
         finally:
             self._held.discard(body)
+            if not self._held:
+                self._empty.set()
+
+    async def wait_until_empty(self) -> None:
+        """Until no body is held: all of them are answered."""
+        await self._empty.wait()
 
     def _make_room(self) -> None:
         last = max(self._held, key=lambda body: body.behind)

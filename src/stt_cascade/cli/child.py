@@ -17,6 +17,8 @@ HOST = "127.0.0.1"
 PROTOCOL = "stt_cascade.http.protocol:Protocol"
 # Seconds from SIGTERM to SIGKILL: what a tier has begun may take a moment.
 GRACE = 10.0
+# By then it has ended by itself.
+DRAIN_TIMEOUT_S = 8.0
 TAIL_LINES = 15
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import httpx2
 
-from stt_cascade.cli.child import HOST, Child
+from stt_cascade.cli.child import DRAIN_TIMEOUT_S, HOST, Child
 from stt_cascade.cli.hardware import Recipe
 from stt_cascade.weights import find
 
@@ -171,6 +171,7 @@ class Stack:
             "LOG_FORMAT": "console",
             # What the first start prepares, the next ones find.
             "CACHE_DIR": self._models / ".cache",
+            "DRAIN_TIMEOUT_S": DRAIN_TIMEOUT_S,
             # One caller on the same machine needs no brake.
             "RATE_LIMIT_RPS": 1000,
             "RATE_LIMIT_BURST": 1000,

@@ -67,6 +67,7 @@ def create_app(
         metrics=service.metrics,
         log_text=config.log_text,
         upload_bytes=config.upload_limit + ENVELOPE_BYTES,
+        draining=lambda: service.draining,
         trusted_proxies=config.trusted_proxies,
     )
     if config.cors_origins:

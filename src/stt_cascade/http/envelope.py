@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -92,6 +92,7 @@ class Envelope:
         metrics: Metrics,
         log_text: bool,
         upload_bytes: int,
+        draining: Callable[[], bool] = lambda: False,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         self._app = app
@@ -99,6 +100,7 @@ class Envelope:
         self._metrics = metrics
         self._log_text = log_text
         self._upload_bytes = upload_bytes
+        self._draining = draining
         self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,7 +132,8 @@ class Envelope:
                 headers = MutableHeaders(scope=message)
                 for name, value in _headers(record).items():
                     headers[name] = value
-                if not body.ends_within(allowed):
+                # A caller of a service that stops shall find another one.
+                if self._draining() or not body.ends_within(allowed):
                     headers["Connection"] = "close"
             await send(message)
 
@@ -162,8 +165,8 @@ class Envelope:
             self._metrics.request_answered(record)
         self._log(scope, record, status, refusal)
         if unfinished:
-            too_slow = isinstance(refusal, RequestTimeout)
-            await body.discard(allowed, LAST_LOOK_S if too_slow else LINGER_S)
+            hurry = isinstance(refusal, RequestTimeout) or self._draining()
+            await body.discard(allowed, LAST_LOOK_S if hurry else LINGER_S)
             await send({"type": "http.response.body", "body": b""})
 
     def _log(

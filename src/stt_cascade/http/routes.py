@@ -86,27 +86,35 @@ async def transcribe(request: Request) -> Response:
     tier.check_room(deadline)
     with service.uploads.place(deadline) as body:
         upload = await receive(request, config.upload_limit, body)
-        answer = await _unless_abandoned(request, tier.answer(upload, record, deadline))
+        work = tier.answer(upload, record, deadline)
+        answer = await _while_wanted(request, service.stop.over, work)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _unless_abandoned(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work, and stop as soon as the caller goes away.
+async def _while_wanted(
+    request: Request, over: asyncio.Event, work: Coroutine[Any, Any, Result]
+) -> Result:
+    """Do the work, and stop as soon as the caller goes away or the service can't wait any longer.
 
     Raises:
-        Abandoned: it did.
+        Abandoned: the caller did.
+        Draining: the service could not.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
+    ending = asyncio.ensure_future(over.wait())
+    tasks: tuple[asyncio.Future[Any], ...] = (working, gone, ending)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Abandoned
-        return working.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        if ending.done():
+            raise Draining("the service had to stop before this was done", retry_after=1)
+        raise Abandoned
     finally:
-        for task in (working, gone):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _gone(request: Request) -> None:

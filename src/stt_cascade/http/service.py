@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from types import FrameType
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
 
 import structlog
@@ -24,6 +22,7 @@ from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
+from stt_cascade.http.stop import Stop
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.metrics import Metrics, snapshot_of
 from stt_sdk import __version__
@@ -49,6 +48,7 @@ class Service:
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.uploads = Uploads(config.upload_places)
         self.draining = False
+        self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._load = load
         self._own_pools = pools is None
         self._pools = pools or DecoderPools.make()
@@ -91,7 +91,7 @@ class Service:
             stack.callback(self.tier.close)
             watching = asyncio.create_task(self.secrets.watch())
             stack.callback(watching.cancel)
-            stack.enter_context(_on_sigterm(self.drain))
+            stack.enter_context(self.stop.on_signals())
             self._load_in_thread()
             yield
 
@@ -136,6 +136,7 @@ class Service:
             "in_flight": self.tier.slots.in_flight,
             "in_flight_audio_seconds": round(self.tier.slots.audio_seconds, 3),
             "predicted_wait_s": round(self.tier.slots.predicted_wait, 3),
+            "uploads": self.uploads.held,
             "max_concurrency": config.max_concurrency,
             "thresholds": thresholds,
             "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
@@ -215,24 +216,3 @@ def _die(message: str) -> None:
     print(f"stt-cascade: {message}", file=sys.stderr, flush=True)  # noqa: T201
     sys.stdout.flush()
     os._exit(1)
-
-
-@contextmanager
-def _on_sigterm(callback: Callable[[], None]) -> Iterator[None]:
-    """Within it, SIGTERM also calls `callback` on the event loop, before the server's handler."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals; the server here does without, too
-        return
-    loop = asyncio.get_running_loop()
-    previous = signal.getsignal(signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(callback)
-        if callable(previous):
-            previous(number, frame)
-
-    signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
