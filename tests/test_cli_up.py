@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from running import read_response
 from stt_cascade import weights
 from stt_cascade.cli.demo import told
 from stt_cascade.cli.hardware import recipes
@@ -173,6 +175,12 @@ def test_it_takes_other_ports_serves_and_leaves_nothing_behind_on_ctrl_c(tmp_pat
         )
         assert "amiable himself" in answer.stdout, answer.stdout + answer.stderr
         assert answer.returncode == 0
+        for tier in ("primary", "fallback"):  # both have our protocol class
+            port = re.search(rf"^{tier} .*:(\d+)$", command.output, re.MULTILINE)
+            assert port is not None
+            with socket.create_connection(("127.0.0.1", int(port[1])), 10.0) as connection:
+                connection.sendall(b"rubbish\r\n\r\n")
+                assert read_response(connection)[1]["x-error-type"] == "invalid_request"
 
         with ends_of(list(command.children().values())) as ends:
             command.process.send_signal(signal.SIGINT)

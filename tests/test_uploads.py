@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stt_cascade.admission import uploads
 from stt_cascade.admission.deadline import Deadline
-from stt_cascade.admission.uploads import GRACE_S, MIN_BYTES_PER_S, Pace, Uploads
+from stt_cascade.admission.uploads import GRACE_S, MIN_BYTES_PER_S, YIELDS_AFTER_S, Pace, Uploads
 from stt_cascade.errors import Draining, Overloaded, RequestTimeout
 
 
@@ -124,12 +124,12 @@ def test_a_body_that_is_behind_gives_its_place_to_a_newcomer() -> None:
         clock = Clock()
         places = Uploads(2, clock)
         first = await receiving(places)
-        clock.now += 0.5
+        clock.now += 0.6 * YIELDS_AFTER_S
         second = await receiving(places)
-        clock.now += 0.4
+        clock.now += 0.3 * YIELDS_AFTER_S
         with pytest.raises(Overloaded), places.place(later()):
             pass  # neither is far behind
-        clock.now += 0.2
+        clock.now += 0.2 * YIELDS_AFTER_S
         with places.place(later()):
             with pytest.raises(RequestTimeout, match="others waited"):
                 await first

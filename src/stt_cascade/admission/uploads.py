@@ -17,7 +17,7 @@ GRACE_S = 8.0
 # line takes longer for than the deadline allows, the deadline refuses.
 MIN_BYTES_PER_S = 1024
 # A body that is this far behind gives its place to a newcomer, if none is free.
-YIELDS_AFTER_S = 1.0
+YIELDS_AFTER_S = 0.5
 
 
 class Pace:
