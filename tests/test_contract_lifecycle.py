@@ -326,3 +326,45 @@ def test_importing_the_apps_loads_no_model_and_opens_no_socket(tmp_path: Path) -
         timeout=60,
     )
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "imported"), ended.stderr
+
+
+def test_an_inference_that_never_ends_is_noticed_and_then_ends_the_process(
+    start: Callable[..., Process],
+) -> None:
+    """Not ready first, then not healthy, then gone with a status of its own, whoever looks on."""
+    tier = start(MAX_CONCURRENCY=2, INFER_TIMEOUT_S=2, WEDGED_EXIT_S=2)
+    stuck = tier.begin()
+    tier.wait_for_an_inference()
+    assert tier.client.get("/v1/ready").status_code == 200
+
+    until(lambda: tier.client.get("/v1/ready").json()["state"] == "slow", "it is not ready")
+    assert tier.client.get("/v1/ready").status_code == 503
+    assert tier.client.get("/v1/health").json()["ok"] is True
+
+    until(lambda: tier.client.get("/v1/health").status_code == 503, "it is not healthy")
+    assert tier.client.get("/v1/health").json()["ok"] is False
+    assert tier.client.get("/v1/ready").json() == {"ready": False, "state": "wedged"}
+    refused = tier.begin().result(PATIENCE)
+    assert (refused.status_code, refused.headers["X-Error-Type"]) == (503, "not_ready")
+    assert "does not end" in refused.headers["X-Error-Message"]
+
+    assert tier.process.wait(PATIENCE) == 70
+    with pytest.raises(httpx2.HTTPError):
+        stuck.result(PATIENCE)
+    assert tier.process.stdout is not None
+    log = tier.process.stdout.read()
+    assert "an inference does not end: not healthy" in log
+    assert "nobody has restarted the process: ending it" in log
+
+
+def test_an_inference_that_ends_late_makes_the_process_well_again(
+    start: Callable[..., Process],
+) -> None:
+    tier = start(INFER_TIMEOUT_S=1, WEDGED_EXIT_S=600)
+    late = tier.begin()
+    tier.wait_for_an_inference()
+    until(lambda: tier.client.get("/v1/health").status_code == 503, "it is not healthy")
+    tier.let_go()
+    assert late.result(PATIENCE).status_code == 200
+    until(lambda: tier.client.get("/v1/ready").status_code == 200, "it is ready again")
+    assert tier.client.get("/v1/health").json()["ok"] is True

@@ -6,6 +6,6 @@ import os
 # other tier on the same box) they spin away the very cores that the work needs. The library reads
 # this once, when it is loaded, which is after this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# NumPy computes the log-mel alone, in a few milliseconds; threads of its own for that get in the way
-# of the inferences, which have all cores already.
+# NumPy computes the log-mel alone, in a few milliseconds; threads of its own for that get in the
+# way of the inferences, which have all cores already.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -120,6 +120,12 @@ class TierConfig(BaseSettings):
         60, gt=0, le=3600, description="deadline of a request; `X-Deadline-Ms` can shorten it"
     )
 
+    infer_timeout_s: float = Field(
+        120, gt=0, le=3600, description="an inference that takes longer makes health 503"
+    )
+    wedged_exit_s: float = Field(
+        10, ge=0, le=3600, description="then the process ends after so long, with status 70"
+    )
     drain_timeout_s: float = Field(
         30, gt=0, le=3600, description="longest time from SIGTERM to the end of the process"
     )

@@ -112,7 +112,8 @@ class Slots:
     def oldest_seconds(self) -> float:
         """For how long the oldest work has been running; 0 if none is."""
         now = time.monotonic()
-        return max((now - work.since for work in self._running.values()), default=0.0)
+        # A copy: the watchdog asks from a thread of its own.
+        return max((now - work.since for work in list(self._running.values())), default=0.0)
 
     def check(self, deadline: Deadline, audio_seconds: float = 0.0) -> None:
         """Whether a new caller would be let in now.

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import from_header
 from stt_cascade.answer import Answer, ErrorAnswer
-from stt_cascade.errors import Draining, Refusal
+from stt_cascade.errors import Draining, NotReady, Refusal
 from stt_cascade.http.caller import counted_as
 from stt_cascade.http.envelope import Abandoned, record_of
 from stt_cascade.http.service import Service
@@ -80,6 +80,8 @@ async def transcribe(request: Request) -> Response:
     service.limiter.take(record.key_id or counted_as(record.client))
     if service.draining:
         raise Draining("the service is stopping", retry_after=1)
+    if service.watchdog.wedged:
+        raise NotReady("an inference does not end; the process must be restarted", retry_after=5)
     _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
@@ -125,8 +127,9 @@ async def _gone(request: Request) -> None:
 @router.get("/v1/health", operation_id="health")
 @router.api_route("/v1/health", methods=_GET_OR_HEAD, include_in_schema=False)
 async def health(request: Request) -> Response:
-    """Liveness: whether the process works."""
-    return JSONResponse(service_of(request).health())
+    """Liveness: whether the process works, or could by itself."""
+    health = service_of(request).health()
+    return JSONResponse(health, 200 if health["ok"] else 503)
 
 
 @router.get("/v1/ready", operation_id="ready")

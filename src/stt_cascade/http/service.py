@@ -23,13 +23,14 @@ from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
+from stt_cascade.http.watchdog import Watchdog
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.metrics import Metrics, snapshot_of
 from stt_sdk import __version__
 
 log = structlog.get_logger("stt.service")
 
-State = Literal["loading", "ready", "draining"]
+State = Literal["loading", "ready", "slow", "wedged", "draining"]
 Load = Callable[[TierConfig], Engine]
 
 
@@ -48,6 +49,9 @@ class Service:
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.uploads = Uploads(config.upload_places)
         self.draining = False
+        self.watchdog = Watchdog(
+            lambda: self.tier.slots.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
+        )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._load = load
         self._own_pools = pools is None
@@ -68,6 +72,10 @@ class Service:
     def state(self) -> State:
         if self.draining:
             return "draining"
+        if self.watchdog.wedged:
+            return "wedged"
+        if self.watchdog.slow:
+            return "slow"
         return "loading" if self.tier.engine is None else "ready"
 
     @asynccontextmanager
@@ -91,6 +99,7 @@ class Service:
             stack.callback(self.tier.close)
             watching = asyncio.create_task(self.secrets.watch())
             stack.callback(watching.cancel)
+            stack.enter_context(self.watchdog.watching())
             stack.enter_context(self.stop.on_signals())
             self._load_in_thread()
             yield
@@ -106,7 +115,7 @@ class Service:
     def health(self) -> dict[str, Any]:
         engine = self.tier.engine
         return {
-            "ok": True,
+            "ok": not self.watchdog.wedged,
             "service": f"stt-{self.config.tier}",
             "model": self.config.model,
             "device": engine.device if engine else self.config.device,
