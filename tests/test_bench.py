@@ -89,4 +89,6 @@ def test_errors_are_compared_with_the_baselines_language_by_language() -> None:
     assert rows["theirs"]["wer_minus_baseline"] is None
     assert (row["invented_words"], row["full_context_retries"]) == (1, 1)
     assert rows["theirs"]["lost_clips"] == ["3.wav"]
+    # Nobody speaks in the third clip, which costs next to nothing.
+    assert sum(entry["clips"] for entry in row["cost"]["by_length"]) == 2
     assert row["clips_per_s"] == 1.5

@@ -110,7 +110,7 @@ def report(
                     if clip.text and not heard.text
                 ],
                 "full_context_retries": sum(heard.retries for heard in result.heard),
-                "cost": _cost(result, clips, durations),
+                "cost": _cost(result, clips, durations, spoken),
                 "peak_rss_mib": round(result.peak_rss_mib),
             }
             for result in results
@@ -119,18 +119,24 @@ def report(
 
 
 def _cost(
-    result: Result, clips: Sequence[tuple[Labelled, Samples]], durations: np.ndarray[Any, Any]
+    result: Result,
+    clips: Sequence[tuple[Labelled, Samples]],
+    durations: np.ndarray[Any, Any],
+    spoken: np.ndarray[Any, Any],
 ) -> dict[str, Any]:
-    """What a clip costs by its length; see `cost.py`."""
-    seconds = np.array([heard.seconds for heard in result.heard])
-    once = np.array([not heard.retries for heard in result.heard])
+    """What a spoken clip costs by its length; see `cost.py`."""
+    # A clip without speech costs next to nothing, and tells nothing of those with it.
+    chosen = np.flatnonzero(spoken)
+    durations = durations[chosen]
+    seconds = np.array([result.heard[index].seconds for index in chosen])
+    once = np.array([not result.heard[index].retries for index in chosen])
     ratio, worst = short_to_long(durations, seconds), worst_stray(durations, seconds, once)
     return {
         "by_length": by_length(durations, seconds),
         "of_2_s_to_28_s": None if ratio is None else round(ratio, 3),
         "worst_to_median_of_its_length": None
         if worst is None
-        else {"ratio": round(worst.ratio, 2), "clip": clips[worst.index][0].file.name},
+        else {"ratio": round(worst.ratio, 2), "clip": clips[chosen[worst.index]][0].file.name},
     }
 
 

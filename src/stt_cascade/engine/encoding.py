@@ -8,6 +8,7 @@ at those positions, of the silence after speech. docs/engine.md has the figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 
 FRAMES_PER_SECOND = 100
 WINDOW_FRAMES = 3000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
+# Windows are padded up to such lengths. oneDNN compiles and keeps its kernels for each shape that it
+# meets: hundreds of lengths would cost memory and, each the first time, time.
+STEP_FRAMES = 50
 POSITIONS = 1500  # of the encoder's output for 30 s
 POSITIONS_PER_SECOND = 50
 
@@ -99,12 +104,13 @@ class ShortEncoder:
         self._full = full
 
     def encode(self, samples: Samples) -> Encoding:
-        padded = np.pad(samples, (0, int(self._form.margin * SAMPLE_RATE)))
-        frames = len(padded) * FRAMES_PER_SECOND // SAMPLE_RATE
+        own = math.ceil(len(samples) / SAMPLES_PER_FRAME)
+        frames = own + int(self._form.margin * FRAMES_PER_SECOND)
+        frames = math.ceil(frames / STEP_FRAMES) * STEP_FRAMES
         if frames >= WINDOW_FRAMES:
             return self._full.encode(samples)
-        # The encoder halves the frames, so it wants an even number of them.
-        features = self._model.feature_extractor(padded, padding=0)[:, : frames // 2 * 2]
+        padded = np.pad(samples, (0, frames * SAMPLES_PER_FRAME - len(samples)))
+        features = self._model.feature_extractor(padded, padding=0)[:, :frames]
         states = to_host(encode_features(self._model, features))[0]
         states = states[: len(states) - int(self._form.edge * POSITIONS_PER_SECOND)]
         joined = np.concatenate([states, self._tail[len(states) :: self._form.stride]])
@@ -112,7 +118,7 @@ class ShortEncoder:
             samples,
             output=_view(joined.astype(states.dtype)),
             own=_view(states),
-            frames=len(samples) * FRAMES_PER_SECOND // SAMPLE_RATE,
+            frames=own,
         )
 
 

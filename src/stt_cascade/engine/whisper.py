@@ -132,36 +132,24 @@ class WhisperEngine:
         return self._encoder.encode(samples)
 
     def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
-        heard = self._look_again(
-            [self._net(one, options) for one in self._hear(encodings, options)], options
-        )
-        return [self._utterance(one, options) for one in heard]
-
-    def _net(self, heard: _Heard, options: Options) -> _Heard:
-        """What looks like a loop of the short encoding is encoded in full, and decoded again."""
-        if not heard.decoded.suspect or self._encoder is self._full:
-            return heard
-        (again,) = self._hear([self._full.encode(heard.encoding.samples)], options)
-        return replace(again, full_context=True)
-
-    def _look_again(self, heard: list[_Heard], options: Options) -> list[_Heard]:
-        """Decode what is in doubt once more, with a beam, all of it together."""
-        doubted = [
-            index
-            for index, one in enumerate(heard)
-            if one.decoded.doubtful and not one.full_context
+        return [
+            self._utterance(self._checked(heard, options), options)
+            for heard in self._hear(encodings, options)
         ]
-        if not doubted or self._doubt_beam_size <= self._beam_size:
-            return heard
-        wider = self._decode(
-            [heard[index].encoding for index in doubted],
-            [heard[index].tokenizer for index in doubted],
-            options,
-            self._doubt_beam_size,
-        )
-        for index, decoded in zip(doubted, wider, strict=True):
-            kept = heard[index].decoded if decoded.suspect else decoded
-            heard[index] = replace(heard[index], decoded=kept, doubted=True)
+
+    def _checked(self, heard: _Heard, options: Options) -> _Heard:
+        """The same, or what a second try made of it: one at most, and in the same slot."""
+        if heard.decoded.suspect and self._encoder is not self._full:
+            # The net under the short encoding.
+            (again,) = self._hear([self._full.encode(heard.encoding.samples)], options)
+            return replace(again, full_context=True)
+        if heard.decoded.doubtful and self._doubt_beam_size > self._beam_size:
+            # Alone: each hypothesis of each window takes the memory of a window.
+            (wider,) = self._decode(
+                [heard.encoding], [heard.tokenizer], options, self._doubt_beam_size
+            )
+            decoded = heard.decoded if wider.suspect else wider
+            return replace(heard, decoded=decoded, doubted=True)
         return heard
 
     def _hear(self, encodings: Sequence[Encoding], options: Options) -> list[_Heard]:
