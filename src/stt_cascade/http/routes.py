@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
@@ -50,6 +50,12 @@ _DEADLINE: dict[str, Any] = {
 }
 # A key, or none where none is configured.
 _MAY_NEED_A_KEY: dict[str, Any] = {"security": [{"bearer": []}, {}]}
+# Not by its model: FastAPI would describe it as being of the 200's media type.
+_ERROR: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}
+_NO_KEY: dict[int | str, Any] = {
+    401: {"description": "no key, or an unknown one", "content": {"application/json": _ERROR}}
+}
+_JSON: dict[str, Any] = {"content": {"application/json": {}}}
 # Probes may use HEAD. The route that answers comes first (the lower decorator); described is the
 # other, because FastAPI would give both methods of one route the same operation id.
 _GET_OR_HEAD = ["GET", "HEAD"]
@@ -124,7 +130,11 @@ async def _gone(request: Request) -> None:
         pass
 
 
-@router.get("/v1/health", operation_id="health")
+@router.get(
+    "/v1/health",
+    operation_id="health",
+    responses={503: {"description": "it cannot recover by itself; restart it", **_JSON}},
+)
 @router.api_route("/v1/health", methods=_GET_OR_HEAD, include_in_schema=False)
 async def health(request: Request) -> Response:
     """Liveness: whether the process works, or could by itself."""
@@ -132,7 +142,11 @@ async def health(request: Request) -> Response:
     return JSONResponse(health, 200 if health["ok"] else 503)
 
 
-@router.get("/v1/ready", operation_id="ready")
+@router.get(
+    "/v1/ready",
+    operation_id="ready",
+    responses={503: {"description": "loading, stopping, or stuck", **_JSON}},
+)
 @router.api_route("/v1/ready", methods=_GET_OR_HEAD, include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Readiness: whether a request would be taken now. The fallback's state does not count."""
@@ -142,13 +156,18 @@ async def ready(request: Request) -> Response:
     )
 
 
-@router.get("/v1/metrics", openapi_extra=_MAY_NEED_A_KEY)
+@router.get("/v1/metrics", responses=_NO_KEY, openapi_extra=_MAY_NEED_A_KEY)
 async def snapshot(request: Request) -> Response:
     """What an operator asks first, as JSON."""
     return JSONResponse(service_of(request).snapshot())
 
 
-@router.get("/metrics", openapi_extra=_MAY_NEED_A_KEY)
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=_NO_KEY,
+    openapi_extra=_MAY_NEED_A_KEY,
+)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     text = generate_latest(service_of(request).metrics.registry)
