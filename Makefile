@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format lock clean
+.PHONY: help demo up test fuzz audit check format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,12 @@ test: $(STAMP)  ## run the tests
 	@$(BIN)/stt models pull base tiny.en || echo "==> Going on without: the tests that need them are skipped."
 	@echo "==> Tests"
 	@$(BIN)/python -m pytest
+
+fuzz: $(STAMP)  ## send N=10000 spoilt audio files through a tier; SEED=1 makes the same ones
+	@$(BIN)/python tests/fuzz.py --count $(or $(N),10000) $(if $(SEED),--seed $(SEED))
+
+audit: $(STAMP)  ## ask for known holes in what is locked; SERVICE=osv asks another one
+	@$(BIN)/python tests/audit.py $(if $(SERVICE),--service $(SERVICE))
 
 check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> ruff check"
