@@ -183,8 +183,8 @@ def serve(descriptor: int) -> None:
 
 def events(log: Path) -> Iterator[dict[str, str]]:
     """The tier's log lines."""
-    for line in log.read_text().splitlines():
-        yield json.loads(line)
+    with log.open(encoding="utf-8", newline="\n") as lines:
+        yield from map(json.loads, lines)
 
 
 def processor_seconds(file: Mutant) -> str:

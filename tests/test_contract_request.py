@@ -103,7 +103,7 @@ def test_the_probability_of_a_forced_language_is_null(tier: RunningTier) -> None
     assert tier.transcribe(language="de").json()["language_probability"] is None
 
 
-@pytest.mark.parametrize("code", ["xx", "english", "e", "12", "ein", "🦆"])
+@pytest.mark.parametrize("code", ["xx", "english", "e", "12", "ein", "🦆", "-", "_en"])
 def test_a_language_that_whisper_has_no_code_for_is_named(tier: RunningTier, code: str) -> None:
     message = refused(tier.transcribe(language=code))
     assert "language" in message
@@ -124,6 +124,14 @@ def test_a_clip_needs_neither_name_nor_type(tier: RunningTier) -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\n' + wav() + b"\r\n--x--\r\n"
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     assert tier.client.post(TRANSCRIBE, content=body, headers=kind).status_code == 200
+
+
+def test_the_clips_name_may_be_in_any_encoding(tier: RunningTier) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="audio"; filename="%s"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    for name in ("Müller.wav".encode("latin-1"), "Müller.wav".encode(), b"\xff\xfe"):
+        body = part % name + wav() + b"\r\n--x--\r\n"
+        assert tier.client.post(TRANSCRIBE, content=body, headers=kind).status_code == 200
 
 
 @pytest.mark.parametrize(

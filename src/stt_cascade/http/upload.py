@@ -60,6 +60,8 @@ async def receive(request: Request, limit: int, body: Body) -> Upload:
             max_segment_count=MAX_PARTS,
             max_header_count=MAX_PART_HEADERS,
             max_header_size=MAX_PART_HEADER_BYTES,
+            # A file's name may be in any encoding: it does not count, and all that does is ASCII.
+            header_charset="latin-1",
         )
         chunks = request.stream()
         while chunk := await body.next(chunks):
@@ -149,9 +151,10 @@ def language_code(text: str) -> str | None:
     Raises:
         InvalidRequest: Whisper has no such language.
     """
-    code = text.lower().replace("_", "-").partition("-")[0]
-    if code in ("", "auto"):
+    given = text.lower()
+    if given in ("", "auto"):
         return None
+    code = given.replace("_", "-").partition("-")[0]
     if code not in LANGUAGES:
         raise InvalidRequest(
             f"language {text[:64]!r} is not known; send an ISO 639-1 code such as en, or auto"
