@@ -80,6 +80,15 @@ def test_nothing_is_forced_on_the_fallback_that_the_caller_did_not_ask_for(
     assert not {"authorization", "traceparent"} & set(asked.headers)
 
 
+def test_no_proxy_of_the_environment_gets_the_audio(
+    tiers: Tiers, nobody: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, nobody)
+    primary, _ = tiers.cascade(FakeEngine(logprob=0.1))
+    assert primary.transcribe().json()["text"] == "from the fallback"
+
+
 def test_a_fallback_that_is_down(tiers: Tiers, nobody: str) -> None:
     primary = doubtful(tiers, nobody)
     check_502(primary.transcribe(), "cannot be reached")

@@ -537,6 +537,19 @@ def test_every_room_has_a_row() -> None:
     assert set(named("docs/architecture.md", "## The rooms")) == rooms
 
 
+def test_every_promise_is_shown_by_tests_that_there_are() -> None:
+    headings = re.findall(r"^### .+$", prose(ROOT / "docs/security.md"), re.MULTILINE)
+    promises = [row for heading in headings for row in rows("docs/security.md", heading)]
+    assert promises
+    for promise, shown in promises:
+        assert codes(shown), promise
+        for test in codes(shown):
+            file, _, name = test.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
+    written = re.findall(r"\w+\.py::\w+", (ROOT / "docs/security.md").read_text())
+    assert written == [test for _, shown in promises for test in codes(shown)]
+
+
 def test_every_gate_has_a_row() -> None:
     assert named("docs/architecture.md", "## The decision") == list(GATES)
 
