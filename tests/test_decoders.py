@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
 from stt_cascade.audio.decode import decode
 from stt_cascade.audio.decoders import Decoders
 from stt_cascade.errors import AudioTooLong, InvalidAudio
-from tones import CONTAINERS, encoded, silence, tone, wav
+from tones import CONTAINERS, encoded, pitch, silence, tone, wav
 
 
 @pytest.fixture
@@ -149,6 +150,34 @@ def test_an_answer_of_a_taken_over_process_is_not_believed(
         decoders.decode(wav(tone(1.0)), max_seconds=10)
     theirs.close()
     assert gone(process._child.pid)
+
+
+def most_memory(process: int) -> int:
+    """Bytes that it has had at most, since this was last set back."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+
+
+@pytest.mark.parametrize("claimed", [300 << 20, 2000 << 20])
+def test_a_tag_gets_no_more_memory_than_its_file_is_large(decoders: Decoders, claimed: int) -> None:
+    """FFmpeg zeroes what a tag claims to need: 2 GB of a file of 16 KB took 6.5 s."""
+    before = most_memory(pid(decoders))
+    file = bytearray(encoded("wav", 0.5))
+    tags = file.index(b"LIST")
+    struct.pack_into("<I", file, tags + 4, 0x7FFFFFFF)
+    struct.pack_into("<I", file, tags + 16, claimed)
+    with pytest.raises(InvalidAudio):
+        decoders.decode(bytes(file), max_seconds=14_400)
+    assert most_memory(pid(decoders)) - before < 64 << 20
+
+
+def test_a_picture_as_large_as_its_file_is_passed_over(decoders: Decoders) -> None:
+    size = 80 << 20
+    picture = b"APIC" + struct.pack(">IH", size, 0) + b"\0image/png\0\3\0" + bytes(size - 13)
+    tag = len(picture)
+    head = b"ID3\x03\0\0" + bytes(tag >> shift & 0x7F for shift in (21, 14, 7, 0))
+    heard = decoders.decode(head + picture + encoded("mp3", 1.0, 600), max_seconds=10)
+    assert pitch(heard) == pytest.approx(600, abs=3)
 
 
 def test_processes_end_when_their_service_closes_them() -> None:

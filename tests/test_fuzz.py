@@ -72,11 +72,23 @@ def test_an_answer_that_does_not_come_is_reported(
 def test_a_service_that_grows_is_reported(
     tiers: Tiers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = iter([0, fuzz.MAX_GROWTH_BYTES + 1])
-    monkeypatch.setattr(fuzz, "resident", lambda pid: next(sizes))
+    looks = fuzz.LOOKS
+    # By a little more than may be, with peaks that say nothing.
+    sizes = [
+        step * 2 * fuzz.MAX_GROWTH_BYTES // (looks - fuzz.WARMING_LOOKS - 2)
+        for step in range(looks)
+    ]
+    peaks = iter([size + (step % 3 == 1) * 2**30 for step, size in enumerate(sizes)])
+    monkeypatch.setattr(fuzz, "resident", lambda pid: next(peaks))
     tier = tiers.fallback()
-    report = fuzz.fuzz(tier.url, os.getpid(), SEED, [0], [Source("wav", wav())], tmp_path)
-    assert report.failures == ["the tier grew by 300 MiB"]
+    clip = Source("wav", wav())
+    report = fuzz.fuzz(tier.url, os.getpid(), SEED, range(looks), [clip], tmp_path)
+    assert report.failures == [f"the tier grew by {report.growth_bytes >> 20} MiB"]
+
+
+def test_peaks_are_no_growth() -> None:
+    sizes = [100 + 400 * (step % 4 == 0) for step in range(fuzz.LOOKS)]
+    assert fuzz.growth(sizes) == 0
 
 
 def test_the_same_seed_makes_the_same_files(originals: list[Source]) -> None:

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 import wave
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,9 @@ READY = b"ready"
 # For one file, beyond what its decoded length explains.
 CPU_SECONDS = 3
 MEMORY_BYTES = 256 * 1024 * 1024
+# For one piece of it. A tag may claim any length, and FFmpeg zeroes as much before it looks whether
+# the file has it: gigabytes, where hours of audio are allowed.
+PIECE_BYTES = 64 * 1024 * 1024
 # Decoding runs at some hundred times real time; a slow machine gets a tenth of that.
 DECODED_SECONDS_PER_CPU_SECOND = 60
 # The blocks of a decode, all of them in one, and FFmpeg's own.
@@ -49,12 +53,14 @@ def main(descriptor: int, niceness: int) -> None:
     os.nice(niceness)
     _warm_up()
     memory = os.open("/proc/self/statm", os.O_RDONLY)
+    ffmpeg = _ffmpeg()
     _confine()
     service.sendall(READY)
     while header := _receive(service, REQUEST.size):
         size, raw_g722, max_seconds = REQUEST.unpack(header)
         pages = int(os.pread(memory, 64, 0).split()[0])
         _limit(pages * resource.getpagesize(), size, max_seconds)
+        ffmpeg.av_max_alloc(ctypes.c_size_t(PIECE_BYTES + size))
         kind, payload = _answer(_receive(service, size), raw_g722, max_seconds)
         service.sendall(REPLY.pack(kind, len(payload)))
         service.sendall(payload)
@@ -94,6 +100,14 @@ def _warm_up() -> None:
         clip.setframerate(SAMPLE_RATE // 2)
         clip.writeframes(bytes(SAMPLE_RATE))
     decode(file.getvalue(), max_seconds=10)
+
+
+def _ffmpeg() -> ctypes.CDLL:
+    """FFmpeg's allocator: the library that PyAV has loaded, wherever that is."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/libavutil" in line:
+            return ctypes.CDLL(line.split(maxsplit=5)[5])
+    raise OSError("PyAV comes without FFmpeg's libavutil as a library of its own")
 
 
 def _confine() -> None:
