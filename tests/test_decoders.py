@@ -152,23 +152,31 @@ def test_an_answer_of_a_taken_over_process_is_not_believed(
     assert gone(process._child.pid)
 
 
-def most_memory(process: int) -> int:
-    """Bytes that it has had at most, since this was last set back."""
+def memory(process: int, which: str) -> int:
+    """Bytes that it has (VmRSS), or has had at most (VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text()
-    return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    return 1024 * int(re.findall(rf"{which}:\s+(\d+) kB", status)[0])
 
 
 @pytest.mark.parametrize("claimed", [300 << 20, 2000 << 20])
 def test_a_tag_gets_no_more_memory_than_its_file_is_large(decoders: Decoders, claimed: int) -> None:
     """FFmpeg zeroes what a tag claims to need: 2 GB of a file of 16 KB took 6.5 s."""
-    before = most_memory(pid(decoders))
+    before = memory(pid(decoders), "VmHWM")
     file = bytearray(encoded("wav", 0.5))
     tags = file.index(b"LIST")
     struct.pack_into("<I", file, tags + 4, 0x7FFFFFFF)
     struct.pack_into("<I", file, tags + 16, claimed)
     with pytest.raises(InvalidAudio):
         decoders.decode(bytes(file), max_seconds=14_400)
-    assert most_memory(pid(decoders)) - before < 64 << 20
+    assert memory(pid(decoders), "VmHWM") - before < 64 << 20
+
+
+def test_after_a_long_clip_a_process_is_as_small_as_before(decoders: Decoders) -> None:
+    before = memory(pid(decoders), "VmRSS")
+    for _ in range(2):
+        decoders.decode(wav(silence(400)), max_seconds=600)
+    decoders.decode(wav(), max_seconds=600)  # its answer comes after the tidying up
+    assert memory(pid(decoders), "VmRSS") - before < 8 << 20
 
 
 def test_a_picture_as_large_as_its_file_is_passed_over(decoders: Decoders) -> None:

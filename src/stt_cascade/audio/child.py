@@ -53,8 +53,8 @@ def main(descriptor: int, niceness: int) -> None:
     os.nice(niceness)
     _warm_up()
     memory = os.open("/proc/self/statm", os.O_RDONLY)
-    ffmpeg = _ffmpeg()
-    _confine()
+    libc, ffmpeg = ctypes.CDLL(None, use_errno=True), _ffmpeg()
+    _confine(libc)
     service.sendall(READY)
     while header := _receive(service, REQUEST.size):
         size, raw_g722, max_seconds = REQUEST.unpack(header)
@@ -64,6 +64,8 @@ def main(descriptor: int, niceness: int) -> None:
         kind, payload = _answer(_receive(service, size), raw_g722, max_seconds)
         service.sendall(REPLY.pack(kind, len(payload)))
         service.sendall(payload)
+        del payload
+        libc.malloc_trim(0)  # what a long clip took is of no use to the next one
 
 
 def _answer(data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytes]:
@@ -110,9 +112,8 @@ def _ffmpeg() -> ctypes.CDLL:
     raise OSError("PyAV comes without FFmpeg's libavutil as a library of its own")
 
 
-def _confine() -> None:
+def _confine(libc: ctypes.CDLL) -> None:
     """Give up what decoding does not need, for good."""
-    libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "the process cannot give up gaining privileges")
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
