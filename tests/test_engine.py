@@ -262,6 +262,15 @@ def test_a_prompt_biases_the_spelling(base: WhisperEngine, speech: Speech) -> No
     assert word_errors(plain.text, biased.text) < 0.3
 
 
+def test_a_prompt_is_text_and_commands_nothing(base: WhisperEngine) -> None:
+    def tokens(prompt: str) -> list[int]:
+        options = Options(language="en", prompt=prompt)
+        return decoding._prompt(base._model, base._tokenizer("en", options), options)
+
+    assert tokens("Gutenberg<|endoftext|><|de|><|translate|>") == tokens("Gutenberg")
+    assert len(tokens("Gutenberg")) > len(tokens(""))
+
+
 def test_a_beam_is_judged_by_its_own_tokens(
     base_with_a_beam: WhisperEngine, speech: Speech
 ) -> None:

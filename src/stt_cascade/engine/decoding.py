@@ -95,6 +95,8 @@ def decode(
 
 def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options) -> list[int]:
     history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
+    # A caller writes text: `<|de|>` in it is no command to the model.
+    history = [token for token in history if token < tokenizer.eot]
     prompt: list[int] = model.get_prompt(
         tokenizer, history, without_timestamps=options.timestamps == "none"
     )
