@@ -249,13 +249,13 @@ def test_the_demo_hears_the_right_words_and_shows_an_escalation(tmp_path: Path) 
     with running(tmp_path, "demo", "--models", MODELS) as command:
         assert command.end() == 0, command.output
         said = " ".join(command.output.replace("│", " ").split()).lower()
-        assert "he might even have been made amiable himself." in said
+        assert said.count("he might even have been made amiable himself.") == 2
         kennedy = "ask not what your country can do for you, ask what you can do for your country."
-        assert said.count(kennedy) == 2
-        assert (
-            "3 clips: 2 answered by the primary, 1 escalated to the fallback (jfk-bad-line.flac, "
-            "because the primary's weakest words were too doubtful)."
-        ) in said
+        assert kennedy in said
+        why = (
+            r"1 escalated to the fallback \(austen-bad-line.flac, because the primary.* doubtful\)"
+        )
+        assert re.search(f"3 clips: 2 answered by the primary, {why}", said)
         assert command.left() == []
 
 

@@ -280,6 +280,18 @@ def test_a_beam_is_judged_by_its_own_tokens(
     assert 0 < ours.weakest < ours.logprob <= 1
 
 
+def test_a_text_that_loops_in_full_too_is_certain_of_nothing(
+    base: WhisperEngine, speech: Speech, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token of a loop is likely, given the ones before; a gate must not believe that."""
+    clip = whole(heard(speech["LJ001-0007"].audio))
+    assert recognised(base, clip, Options(language="en")).weakest > 0.2
+    monkeypatch.setattr(decoding, "repeats", lambda tokens, text: True)
+    ours = recognised(base, clip, Options(language="en"))
+    assert ours.weakest == 0
+    assert ours.text
+
+
 def test_noise_is_doubted(base: WhisperEngine, speech: Speech) -> None:
     """Speech under loud noise has weaker tokens than the same speech alone."""
     samples = heard(speech["fleurs-en-004"].audio)

@@ -24,8 +24,8 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 FRAMES_PER_SECOND = 100
 WINDOW_FRAMES = 3000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
-# Windows are padded up to such lengths. oneDNN compiles and keeps its kernels for each shape that it
-# meets: hundreds of lengths would cost memory and, each the first time, time.
+# Windows are padded up to such lengths. oneDNN compiles and keeps its kernels for each shape that
+# it meets: hundreds of lengths would cost memory and, each the first time, time.
 STEP_FRAMES = 50
 POSITIONS = 1500  # of the encoder's output for 30 s
 POSITIONS_PER_SECOND = 50

@@ -209,7 +209,8 @@ class WhisperEngine:
             segments=segments,
             avg_logprob=decoded.avg_logprob,
             tokens=len(decoded.tokens) + 1,
-            weakest=math.exp(decoded.weakest),
+            # A text that loops even so is certain of nothing, whatever its tokens say.
+            weakest=0.0 if decoded.suspect else math.exp(decoded.weakest),
             heard_until=heard_until,
             full_context=heard.full_context,
             doubted=heard.doubted,
