@@ -252,7 +252,7 @@ def test_the_demo_hears_the_right_words_and_shows_an_escalation(tmp_path: Path) 
         assert said.count("he might even have been made amiable himself.") == 2
         kennedy = "ask not what your country can do for you, ask what you can do for your country."
         assert kennedy in said
-        why = r"1 escalated to the fallback \(austen-bad-line.flac, because .* too doubtful\)"
+        why = r"1 escalated to the fallback \(bad-line.flac, because .* too doubtful\)"
         assert re.search(f"3 clips: 2 answered by the primary, {why}", said)
         assert command.left() == []
 
