@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fakes import PRIMARY_KEY
 from running import TRANSCRIBE, RunningTier, Tiers, fallback_config, read_response, until
-from stt_cascade.http import protocol
+from stt_cascade.http import envelope, protocol
 from stt_cascade.http.protocol import MAX_HEADER_BYTES, MAX_HEADERS
 from tones import wav
 
@@ -116,6 +116,20 @@ def test_a_length_that_lies_gets_one_answer_and_hurts_nobody(
     with tier.connect(START + b"Content-Length: %d\r\n\r\n" % length + body) as connection:
         assert read_response(connection)[0] == status
     assert tier.transcribe().status_code == 200
+
+
+def test_who_sends_more_than_he_announced_has_time_to_find_his_answer(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed at once, the connection would be reset under him, with the answer in it."""
+    monkeypatch.setattr(envelope, "LAST_LOOK_S", 3)
+    tier = tiers.fallback()
+    with tier.connect(START + b"Content-Length: 30\r\n\r\n" + CLIP) as connection:
+        check(read_response(connection), 400, "invalid_request")
+        assert tier.get("/v1/health").status_code == 200  # so much later
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it is open, and nothing comes
+            connection.recv(1)
 
 
 def endless(start: bytes, rest: bytes) -> Iterator[bytes]:

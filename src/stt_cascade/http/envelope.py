@@ -46,6 +46,8 @@ LINGER_S = 5.0
 LAST_LOOK_S = 1.0
 # In a request's scope: why it was refused before it became one (`http/protocol.py`).
 REFUSED = "stt.refused"
+# And: what came after its body is no request.
+FOLLOWED = "stt.followed"
 # What a caller without a valid key may make the service read.
 STRANGER_BYTES = 64 * 1024
 # What every answer may carry, errors included.
@@ -123,7 +125,7 @@ class Envelope:
         scope["stt.record"] = record
         status: int | None = None
         refused: Refusal | None = scope.get(REFUSED)
-        body = _Body(receive, headers, broken=refused is not None)
+        body = _Body(receive, scope, broken=refused is not None)
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -215,8 +217,10 @@ class _Body:
         broken: it never became a request, and what else comes is anybody's guess.
     """
 
-    def __init__(self, receive: Receive, headers: Headers, *, broken: bool) -> None:
+    def __init__(self, receive: Receive, scope: Scope, *, broken: bool) -> None:
         self._receive = receive
+        self._scope = scope
+        headers = Headers(scope=scope)
         length = headers.get("Content-Length", "0")
         # In bytes; None: nobody knows.
         self._left = (
@@ -235,7 +239,7 @@ class _Body:
 
     def ends_within(self, size: int) -> bool:
         """Whether no more than so many bytes are sure to come."""
-        return self._left is not None and self._left <= size
+        return self._left is not None and self._left <= size and FOLLOWED not in self._scope
 
     async def discard(self, size: int, seconds: float) -> None:
         """Let the rest come, for a while, if it ends within so many bytes; else read no more."""

@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stt_cascade.errors import InvalidRequest, Refusal, RequestTimeout
-from stt_cascade.http.envelope import REFUSED
+from stt_cascade.http.envelope import FOLLOWED, REFUSED
 
 # From the connection's opening, or the last answer, to the end of the next request's headers; and
 # for how long a caller may take nothing of an answer. uvicorn itself closes connections that are
@@ -153,10 +153,12 @@ class Protocol(HttpToolsProtocol):
                 return
             if not cycle.more_body:
                 cycle.keep_alive = False  # this one is whole: it is answered, and nothing after it
+                scope: Any = cycle.scope
+                scope[FOLLOWED] = True
                 return
             cycle.disconnected = True  # its body broke: for the app, its caller has gone
             cycle.message_event.set()
-        scope: Any = {
+        scope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": "1.1",
