@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fuzz audit check format lock clean
+.PHONY: help demo up test faults fuzz audit check format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,11 @@ fuzz: $(STAMP)  ## send N=10000 spoilt audio files through a tier; SEED=1 makes 
 
 audit: $(STAMP)  ## ask for known holes in what is locked; SERVICE=osv asks another one
 	@$(BIN)/python tests/audit.py $(if $(SERVICE),--service $(SERVICE))
+
+# ARGS="--short" takes a minute, ARGS="--only kill" one row, ARGS=--help says what else there is.
+faults: $(STAMP)  ## try what is promised under overload, faults and hostile input
+	@echo "==> Faults"
+	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
 check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> ruff check"

@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 
 import stt_sdk
 from fakes import FakeEngine
+from faults.rows import ROWS
 from running import until
 from stt_cascade.admission import uploads
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
@@ -411,6 +412,12 @@ def test_every_make_target_has_a_row_and_no_other_is_named() -> None:
     called = {code for _, code in mentions() if code.startswith("make ")}
     called |= {line for line in shell_lines() if line.startswith("make ")}
     assert {call.split()[1] for call in called} <= set(targets)
+
+
+def test_every_row_of_make_faults_is_documented_in_order_and_in_its_own_words() -> None:
+    assert named("docs/reliability.md", "## What was measured") == [row.name for row in ROWS]
+    tried = [row[1] for row in rows("docs/reliability.md", "## What was measured")]
+    assert tried == [row.tried for row in ROWS]
 
 
 def test_the_documented_tiers_start_from_files_that_are_there() -> None:

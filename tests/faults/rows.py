@@ -1,0 +1,15 @@
+"""All rows, in the order in which they run."""
+
+from __future__ import annotations
+
+from faults import bodies, ends, escalation, hostile, overload, soak
+from faults.report import Row
+
+ROWS: tuple[Row, ...] = (
+    *overload.ROWS,
+    *hostile.ROWS,
+    *bodies.ROWS,
+    *escalation.ROWS,
+    *ends.ROWS,
+    *soak.ROWS,
+)
