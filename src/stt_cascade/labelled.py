@@ -117,7 +117,8 @@ def joined(
             row.append((clip, samples))
         elif row:
             full.append(row)
-            rows[clip.source, clip.language] = []
+            fits = len(samples) <= seconds * SAMPLE_RATE
+            rows[clip.source, clip.language] = [(clip, samples)] if fits else []
     return [
         (
             replace(row[0][0], text=" ".join(clip.text for clip, _ in row)),

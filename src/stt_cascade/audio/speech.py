@@ -8,6 +8,9 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 from stt_cascade.engine.windows import MAX_WINDOW_SECONDS
 
+# The detector listens for a while before it is sure; of a single word that begins with the clip it
+# hears nothing without some silence around.
+BEFORE_AND_AFTER = SAMPLE_RATE // 2
 OPTIONS = VadOptions(
     # A single frame of 32 ms may cross the threshold in music; the shortest words have nine.
     min_speech_duration_ms=100,
@@ -21,10 +24,17 @@ OPTIONS = VadOptions(
 
 def detect(samples: Samples) -> tuple[Span, ...]:
     """Where somebody speaks; samples as in `Clip`."""
-    return tuple(
-        Span(stretch["start"], min(stretch["end"], len(samples)))
-        for stretch in get_speech_timestamps(samples, OPTIONS, SAMPLE_RATE)
+    return _detect(samples, 0) or _detect(samples, BEFORE_AND_AFTER)
+
+
+def _detect(samples: Samples, around: int) -> tuple[Span, ...]:
+    """The same with so many samples of silence before and after."""
+    padded = np.pad(samples, around)
+    found = (
+        (max(0, stretch["start"] - around), min(stretch["end"] - around, len(samples)))
+        for stretch in get_speech_timestamps(padded, OPTIONS, SAMPLE_RATE)
     )
+    return tuple(Span(start, end) for start, end in found if start < end)
 
 
 def warm_up() -> None:

@@ -84,7 +84,9 @@ async def recognise(
         in_turn = partial(slots.run, deadline=deadline, admitted=True)
         await admitted.wait()
         while left:
-            batch = [left.popleft() for _ in range(min(share, len(left)))]
+            # A batch is quick for its length, but long: not while others wait.
+            size = 1 if slots.depth else share
+            batch = [left.popleft() for _ in range(min(size, len(left)))]
             encodings = []
             for span in batch:
                 brought(span.seconds)

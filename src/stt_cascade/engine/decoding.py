@@ -18,7 +18,8 @@ from stt_cascade.engine.scores import chosen_logprobs, weakest_logprob
 
 # Whisper's own constant: a text may start at most this late (in steps of 20 ms) in its window.
 MAX_INITIAL_TIMESTAMP = 50
-# Whisper's own limit on the text of one window.
+# Tokens of prompt and text that Whisper can take, and its own limit on the text of one window.
+CONTEXT = 448
 MAX_TOKENS = 224
 # Nobody speaks faster: the densest speech in the test sets has 8 tokens a second in Latin
 # scripts, and scripts that the tokenizer knows only by bytes need about three times as many.
@@ -72,12 +73,18 @@ def decode(
     Args:
         tokenizers: for each window the one of its language.
     """
+    prompts = [_prompt(model, tokenizer, options) for tokenizer in tokenizers]
     caps = [token_cap(encoding.frames / FRAMES_PER_SECOND) for encoding in encodings]
+    # CTranslate2 allows half of `max_length`, as Whisper does with its context, and no more than
+    # the prompt leaves of it.
+    longest = max(map(len, prompts))
+    length = min(CONTEXT, max(2 * max(caps), max(caps) + longest))
+    caps = [min(cap, length - longest) for cap in caps]
     results = model.model.generate(
         stack(encodings),
-        [_prompt(model, tokenizer, options) for tokenizer in tokenizers],
+        prompts,
         beam_size=beam_size,
-        max_length=2 * max(caps),  # CTranslate2 halves it, as Whisper does with its context
+        max_length=length,
         return_scores=True,
         return_no_speech_prob=True,
         # With a beam, CTranslate2 hands over one step's logits only.

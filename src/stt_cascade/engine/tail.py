@@ -50,10 +50,12 @@ def tail(model: WhisperModel, model_file: Path, spoken: bool, cache: Path | None
     path = cache / f"tail-{_key(model, model_file, clips)}.npy"
     try:
         kept: States = np.load(path, allow_pickle=False)
+        if kept.ndim != 2 or len(kept) != POSITIONS or not np.isfinite(kept).all():
+            raise ValueError("it is no tail")
         return kept
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:  # an empty file is an EOFError
         log.warning(
             "the cached tail cannot be read; making it anew", path=str(path), reason=str(error)
         )
@@ -61,9 +63,13 @@ def tail(model: WhisperModel, model_file: Path, spoken: bool, cache: Path | None
     try:
         cache.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=cache)
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, made)
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, made)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
     except OSError as error:
         log.warning("the tail cannot be cached", path=str(path), reason=str(error))
     return made

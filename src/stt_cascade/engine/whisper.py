@@ -32,6 +32,9 @@ from stt_cascade.engine.timestamps import broke_off, split_at_timestamps
 
 # Of a window that is decoded in two goes, each part is at least this long.
 MIN_PART_SECONDS = 0.5
+# A window ends with speech, so a last timestamp so long before its end has left some of that out,
+# whatever Whisper says.
+UNHEARD_SECONDS = 1.0
 # A less likely language is not worth a decode of its own.
 MIN_LANGUAGE_PROBABILITY = 0.1
 PREPEND_PUNCTUATION = "\"'“¿([{-"
@@ -198,10 +201,11 @@ class WhisperEngine:
         decoded, tokenizer = heard.decoded, heard.tokenizer
         duration = len(heard.encoding.samples) / SAMPLE_RATE
         segments = self._segments(heard, options, duration)
-        heard_until = None
-        if segments and broke_off(decoded.tokens, tokenizer.timestamp_begin):
-            heard_until = segments[-1].end
-            if min(heard_until, duration - heard_until) < MIN_PART_SECONDS:
+        heard_until = segments[-1].end if segments else None
+        if heard_until is not None:
+            broken_off = broke_off(decoded.tokens, tokenizer.timestamp_begin)
+            unheard = MIN_PART_SECONDS if broken_off else UNHEARD_SECONDS
+            if heard_until < MIN_PART_SECONDS or duration - heard_until < unheard:
                 heard_until = None
         return Utterance(
             language=tokenizer.language_code,
@@ -209,8 +213,7 @@ class WhisperEngine:
             segments=segments,
             avg_logprob=decoded.avg_logprob,
             tokens=len(decoded.tokens) + 1,
-            # A text that loops even so is certain of nothing, whatever its tokens say.
-            weakest=0.0 if decoded.suspect else math.exp(decoded.weakest),
+            weakest=math.exp(decoded.weakest),
             heard_until=heard_until,
             full_context=heard.full_context,
             doubted=heard.doubted,
@@ -274,7 +277,7 @@ def likely_languages(
         allowed: codes, of which at least one was detected.
 
     Returns:
-        Codes and probabilities among the allowed ones alone: the rest cannot be spoken.
+        Codes and probabilities as detected: what is spoken may be none of the allowed ones.
     """
     found = [
         (code, float(probability))
@@ -282,5 +285,5 @@ def likely_languages(
         if (code := token.removeprefix("<|").removesuffix("|>")) in allowed
     ]
     total = sum(probability for _, probability in found) or 1.0
-    first, *others = ((code, probability / total) for code, probability in found[:2])
-    return [first, *(other for other in others if other[1] >= MIN_LANGUAGE_PROBABILITY)]
+    first, *others = found[:2]
+    return [first, *(other for other in others if other[1] / total >= MIN_LANGUAGE_PROBABILITY)]
