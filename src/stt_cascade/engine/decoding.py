@@ -29,6 +29,8 @@ TOKENS_AT_LEAST = 24
 # than this (geometric mean). docs/engine.md, "The second look", says what that costs and brings.
 DOUBT = math.log(0.4)
 DOUBT_SHARE = 0.2
+# A longer text is left to the fallback: a second decode of it would take too long to be one.
+DOUBT_TOKENS = 24
 # faster-whisper's own threshold for a text that repeats itself.
 MAX_COMPRESSION_RATIO = 2.4
 # The same few tokens, this often in a row.
@@ -44,7 +46,7 @@ class Decoded:
         avg_logprob: as faster-whisper has it, end token included.
         weakest: mean log-probability of the weakest text tokens.
         suspect: it looks like a loop.
-        doubtful: its weakest tokens are so weak that a beam may find better ones.
+        doubtful: its weakest tokens are so weak that a beam may find better ones, quickly.
     """
 
     tokens: list[int]
@@ -132,7 +134,7 @@ def _decoded(
         weakest=weakest_logprob(logprobs),
         no_speech_prob=float(result.no_speech_prob),
         suspect=len(tokens) >= cap or repeats(text_tokens, tokenizer.decode(text_tokens)),
-        doubtful=weakest_logprob(logprobs, DOUBT_SHARE) < DOUBT,
+        doubtful=len(logprobs) <= DOUBT_TOKENS and weakest_logprob(logprobs, DOUBT_SHARE) < DOUBT,
     )
 
 
