@@ -36,7 +36,10 @@ class Protocol(HttpToolsProtocol):
     _around = 0
     _body = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(
+        self,
+        transport: asyncio.Transport,  # type: ignore[override]  # uvicorn narrows it, too
+    ) -> None:
         super().connection_made(transport)
         self._arm()
 
