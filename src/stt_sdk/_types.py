@@ -54,17 +54,47 @@ class Routing:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds; None: that did not happen."""
+    """Milliseconds; None: that did not happen, or, in an error, is not known."""
 
     queue_wait: float | None
     primary_infer: float | None
     fallback_infer: float | None
-    total: float
+    total: float | None
+
+
+@dataclass(frozen=True)
+class Health:
+    """`GET /v1/health`. Uptime in seconds."""
+
+    ok: bool
+    service: str
+    model: str
+    device: str
+    commit: str
+    version: str
+    uptime_s: float
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """`GET /v1/ready`: whether a request would be taken now, and the state behind that."""
+
+    ready: bool
+    state: str
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """One clip's text and everything that is known about it. Durations in seconds."""
+    """One clip's text and everything that is known about it. Durations in seconds.
+
+    Attributes:
+        language_checked: whether the language was detected, so that its gate applied; None: on a
+            fallback, or where nobody speaks.
+        fallback_error: why the fallback gave no text, in a degraded answer: `cause: sentence`.
+        host: address that answered.
+        attempts: how often the call was made.
+        elapsed: seconds that the caller waited, all attempts included.
+    """
 
     text: str
     language: str | None
@@ -77,14 +107,27 @@ class Transcription:
     segments: tuple[Segment, ...]
     timings_ms: Timings
     request_id: str
+    language_checked: bool | None = None
+    fallback_error: str | None = None
+    host: str = ""
+    attempts: int = 1
+    elapsed: float = 0.0
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Transcription:
+    def from_json(
+        cls, data: Mapping[str, Any], headers: Mapping[str, str] | None = None, **call: Any
+    ) -> Transcription:
         """Read an answer.
+
+        Args:
+            headers: of the answer; names in any case.
+            call: `host`, `attempts` and `elapsed`.
 
         Raises:
             KeyError, TypeError: it is not of the agreed form.
         """
+        headers = {} if headers is None else headers
+        checked = headers.get("X-Lang-Check-Applicable")
         confidence, routing, timings = data["confidence"], data["routing"], data["timings_ms"]
         return cls(
             text=data["text"],
@@ -124,4 +167,7 @@ class Transcription:
                 timings["total"],
             ),
             request_id=data["request_id"],
+            language_checked=None if checked is None else checked == "true",
+            fallback_error=headers.get("X-Fallback-Error"),
+            **call,
         )

@@ -28,10 +28,10 @@ from stt_cascade.cascade.fallback_answer import (
     FallbackError,
     read,
 )
-from stt_cascade.cascade.retry_budget import RetryBudget
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
+from stt_sdk._budget import RetryBudget
 
 log = structlog.get_logger("stt.fallback")
 

@@ -1,0 +1,295 @@
+"""One call: attempts at hosts until one answers, or the time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import httpx2
+
+from stt_sdk import _answer
+from stt_sdk._budget import RetryBudget
+from stt_sdk._errors import (
+    ConnectionFailed,
+    DrainingError,
+    FallbackFailedError,
+    InternalError,
+    NotReadyError,
+    ServiceError,
+    STTError,
+    TimedOut,
+)
+from stt_sdk._hosts import Host, choose
+from stt_sdk._request import TranscribeRequest
+from stt_sdk._retry import GiveUp, RetryPolicy, Situation, decide
+from stt_sdk._stats import RollingStats
+from stt_sdk._telemetry import (
+    AttemptFinished,
+    Escalated,
+    RequestFinished,
+    RequestStarted,
+    Retried,
+    Telemetry,
+)
+from stt_sdk._types import Transcription
+
+CONNECT_TIMEOUT_S = 2.0
+# What the service is told is a little less than what the caller waits: its own error says more.
+MARGIN_S = 0.25
+MARGIN_SHARE = 0.1
+# Calls that may leave a dying host before others have earned it: as many as may be with it.
+MOVES_ON_CREDIT = 200
+
+
+@dataclass
+class _Progress:
+    """How far a call has come."""
+
+    deadline: float
+    began: float = field(default_factory=time.monotonic)
+    asked: list[Host] = field(default_factory=list)
+    retries: int = 0
+    lost: int = 0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def remaining(self) -> float:
+        return self.deadline - self.elapsed
+
+
+class Dispatcher:
+    """Makes calls.
+
+    Args:
+        hosts: that may be asked; whoever owns the list may change it.
+    """
+
+    def __init__(self, hosts: Sequence[Host], policy: RetryPolicy, telemetry: Telemetry) -> None:
+        self.stats = RollingStats()
+        self._hosts = hosts
+        self._policy = policy
+        self._telemetry = telemetry
+        self._budget = RetryBudget()
+
+    async def transcribe(self, request: TranscribeRequest, deadline: float) -> Transcription:
+        """The text, from the first host that gives one.
+
+        Args:
+            deadline: seconds for all attempts.
+
+        Raises:
+            STTError: see `stt_sdk`'s errors.
+            OSError, TypeError: the source failed while it was being sent.
+        """
+        audio = request.audio
+        seconds = audio.seconds
+        self._telemetry.emit(RequestStarted(request.id, seconds, audio.size, request.headers))
+        self._budget.earn()
+        call = _Progress(deadline)
+        try:
+            result = await self._until_answered(request, call)
+        except BaseException as error:
+            if isinstance(error, STTError):
+                self._failed(request, call, error)
+            self._finished(request, call, error=error)
+            raise
+        self._answered(request, call, result)
+        self._finished(request, call, result=result)
+        return result
+
+    async def get(self, path: str, deadline: float) -> httpx2.Response:
+        """Ask one host for what it says of itself.
+
+        Args:
+            deadline: seconds.
+
+        Raises:
+            STTError: there is no answer.
+        """
+        host = choose(self._hosts, ())
+        if host is None:
+            raise _no_host()
+        return await exchange(host, deadline, "GET", path)
+
+    async def _until_answered(self, request: TranscribeRequest, call: _Progress) -> Transcription:
+        while True:
+            host = choose(self._hosts, call.asked)
+            if host is None:
+                raise _no_host()
+            call.asked.append(host)
+            try:
+                response = await self._attempt(host, request, call)
+                return _answer.transcription(
+                    response, host=host.name, attempts=len(call.asked), elapsed=call.elapsed
+                )
+            except STTError as error:
+                error.host = host.name
+                wait = self._wait_before_next(error, request, call)
+            await asyncio.sleep(wait)
+
+    def _wait_before_next(
+        self, error: STTError, request: TranscribeRequest, call: _Progress
+    ) -> float:
+        """Seconds until the next attempt; raises the error if there is none."""
+        broke = isinstance(error, ConnectionFailed) and error.sent
+        call.lost += broke
+        step = decide(
+            self._policy,
+            Situation(
+                error=error,
+                retries=call.retries,
+                lost=call.lost,
+                remaining=call.remaining,
+                repeatable=request.repeatable,
+                well=any(host.well and host not in call.asked for host in self._hosts),
+                jitter=random.random(),
+            ),
+        )
+        if isinstance(step, GiveUp):
+            error.not_repeated = step.why
+            raise error
+        if not self._budget.spend(credit=MOVES_ON_CREDIT if step.move else 0):
+            error.not_repeated = "the retry budget is spent"
+            raise error
+        call.retries += not step.move
+        self._telemetry.emit(Retried(request.id, len(call.asked) + 1, error, step.wait))
+        return step.wait
+
+    async def _attempt(
+        self, host: Host, request: TranscribeRequest, call: _Progress
+    ) -> httpx2.Response:
+        """The 200 of one host; what it does and does not answer tells of its health."""
+        began = time.monotonic()
+        number = len(call.asked)
+        remaining = max(0.0, call.remaining)
+        told = remaining - min(MARGIN_S, MARGIN_SHARE * remaining)
+        headers = {**request.headers, "X-Deadline-Ms": str(max(1, int(told * 1000)))}
+        try:
+            with host.working(request.audio.seconds):
+                response = await exchange(host, remaining, "POST", request.path, request, headers)
+            if response.status_code != 200:
+                raise _answer.error_of(response)
+        except STTError as error:
+            _judge(host, error)
+            spent = time.monotonic() - began
+            host.stats.record(total_ms=1000 * spent, error=True)
+            self._telemetry.emit(
+                AttemptFinished(request.id, number, host.name, spent, error.status, error)
+            )
+            raise
+        host.health.answered()
+        spent = time.monotonic() - began
+        host.stats.record(total_ms=1000 * spent)
+        self._telemetry.emit(AttemptFinished(request.id, number, host.name, spent, 200, None))
+        return response
+
+    def _answered(self, request: TranscribeRequest, call: _Progress, result: Transcription) -> None:
+        routing, times = result.routing, result.timings_ms
+        escalated = routing.fallback_used or routing.degraded
+        self.stats.record(
+            total_ms=1000 * result.elapsed,
+            queue_ms=times.queue_wait,
+            primary_ms=times.primary_infer,
+            fallback_ms=times.fallback_infer if escalated else None,
+            escalated=escalated,
+        )
+        if escalated:
+            self._telemetry.emit(
+                Escalated(
+                    request.id,
+                    routing.reason,
+                    routing.below,
+                    times.fallback_infer,
+                    routing.degraded,
+                )
+            )
+
+    def _failed(self, request: TranscribeRequest, call: _Progress, error: STTError) -> None:
+        error.request_id = error.request_id or request.id
+        error.attempts = max(1, len(call.asked))
+        error.elapsed = call.elapsed
+        escalated = isinstance(error, FallbackFailedError)
+        times = error.timings
+        self.stats.record(
+            total_ms=1000 * call.elapsed,
+            queue_ms=times.queue_wait if times else None,
+            primary_ms=times.primary_infer if times else None,
+            fallback_ms=times.fallback_infer if times else None,
+            error=True,
+            escalated=escalated,
+        )
+        if escalated:
+            fallback_ms = times.fallback_infer if times else None
+            self._telemetry.emit(
+                Escalated(request.id, error.reason or "", error.below, fallback_ms, False)
+            )
+
+    def _finished(
+        self,
+        request: TranscribeRequest,
+        call: _Progress,
+        result: Transcription | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        host = call.asked[-1].name if call.asked else None
+        attempts = len(call.asked)
+        self._telemetry.emit(
+            RequestFinished(request.id, host, call.elapsed, attempts, result, error)
+        )
+
+
+async def exchange(
+    host: Host,
+    seconds: float,
+    method: str,
+    path: str,
+    request: TranscribeRequest | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx2.Response:
+    """The one method that touches the wire: an answer, whatever its status.
+
+    Raises:
+        ConnectionFailed, TimedOut: there is none.
+    """
+    with anyio.move_on_after(seconds):
+        try:
+            return await host.http.request(
+                method,
+                path,
+                content=request.content() if request else None,
+                headers=headers,
+                # The deadline bounds the rest.
+                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            )
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            said = str(error) or type(error).__name__
+            raise ConnectionFailed(f"cannot connect: {said}", sent=False) from error
+        except httpx2.RequestError as error:
+            said = str(error) or type(error).__name__
+            raise ConnectionFailed(f"the connection broke: {said}", sent=True) from error
+    raise TimedOut(f"no answer within {seconds:.3g} s")
+
+
+def _judge(host: Host, error: STTError) -> None:
+    """What an error says of the host's health."""
+    if isinstance(error, DrainingError):
+        host.health.refuses("draining")
+    elif isinstance(error, NotReadyError):
+        host.health.refuses("not_ready")
+    elif isinstance(error, (ConnectionFailed, TimedOut, InternalError)):
+        host.health.failed()
+    elif type(error) is ServiceError and error.status in (500, 502, 504):
+        host.health.failed()  # a proxy that has lost the service behind it
+    else:
+        host.health.answered()
+
+
+def _no_host() -> ConnectionFailed:
+    return ConnectionFailed("the pool has no host", sent=False)

@@ -1,0 +1,129 @@
+"""The hosts that a client may ask, and which of them a call goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx2
+
+from stt_sdk._health import Health, State
+from stt_sdk._stats import RollingStats, Stats
+
+# A clip of no length is work, too.
+LEAST_SECONDS = 0.1
+_RNG = random.Random()
+
+
+@dataclass(eq=False)
+class Host:
+    """One address that answers, with its own connections.
+
+    Attributes:
+        url: base address, as the caller wrote it.
+        address: IP that a name stands for; None: as the system resolves it.
+        http: to the host.
+        outstanding: seconds of audio that were sent and not yet answered.
+        calls: how many of them.
+        leaving: it gets nothing new.
+    """
+
+    url: str
+    http: httpx2.AsyncClient
+    address: str | None = None
+    outstanding: float = 0.0
+    calls: int = 0
+    leaving: bool = False
+    health: Health = field(default_factory=Health)
+    stats: RollingStats = field(default_factory=RollingStats)
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        """For errors, metrics and logs."""
+        return f"{self.url} ({self.address})" if self.address else self.url
+
+    @property
+    def well(self) -> bool:
+        return self.health.well and not self.leaving
+
+    @contextmanager
+    def working(self, seconds: float) -> Iterator[None]:
+        """So much audio is with the host meanwhile."""
+        cost = max(seconds, LEAST_SECONDS)
+        self.outstanding += cost
+        self.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            # Sums of floats leave dust.
+            self.outstanding = self.outstanding - cost if self.calls else 0.0
+            if self.leaving and not self.calls:
+                self._idle.set()
+
+    async def leave(self) -> None:
+        """Take nothing new, and return when all calls have ended."""
+        self.leaving = True
+        if self.calls:
+            await self._idle.wait()
+
+    def view(self) -> HostView:
+        state = "draining" if self.leaving else self.health.state
+        return HostView(
+            self.url, self.address, state, self.calls, self.outstanding, self.stats.snapshot()
+        )
+
+
+@dataclass(frozen=True)
+class HostView:
+    """A host as it is now.
+
+    Attributes:
+        url: base address.
+        address: IP, where a name stands for several.
+        state: `well`; or `ejected` (5 calls in a row failed), `not_ready` or `draining`: it is
+            asked only if no other is left.
+        calls: under way.
+        outstanding: seconds of audio in them.
+        stats: of its attempts.
+    """
+
+    url: str
+    address: str | None
+    state: State
+    calls: int
+    outstanding: float
+    stats: Stats
+
+
+def choose(
+    hosts: Sequence[Host], asked: Collection[Host], rng: random.Random = _RNG
+) -> Host | None:
+    """The host for the next attempt: of two random ones that with less work; None: there is none.
+
+    Hosts that are well and were not asked yet come first. If all are out, all are in: one that is
+    held to be down is better than none.
+    """
+    staying = [host for host in hosts if not host.leaving]
+    well = [host for host in staying if host.health.well]
+    ranks = (
+        [host for host in well if host not in asked],
+        well,
+        [host for host in staying if host.health.state != "draining"],
+        staying,
+    )
+    for candidates in ranks:
+        if candidates:
+            return _less_busy(candidates, rng)
+    return None
+
+
+def _less_busy(candidates: Sequence[Host], rng: random.Random) -> Host:
+    if len(candidates) == 1:
+        return candidates[0]
+    one, other = rng.sample(candidates, 2)
+    return one if one.outstanding <= other.outstanding else other
