@@ -89,8 +89,7 @@ class Dispatcher:
             OSError, TypeError: the source failed while it was being sent.
         """
         audio = request.audio
-        seconds = audio.seconds
-        self._telemetry.emit(RequestStarted(request.id, seconds, audio.size, request.headers))
+        self._telemetry.emit(RequestStarted(request.id, audio.seconds, audio.size, request.headers))
         self._budget.earn()
         call = _Progress(deadline)
         try:
@@ -172,7 +171,7 @@ class Dispatcher:
         told = remaining - min(MARGIN_S, MARGIN_SHARE * remaining)
         headers = {**request.headers, "X-Deadline-Ms": str(max(1, int(told * 1000)))}
         try:
-            with host.working(request.audio.seconds):
+            with host.working(request.audio.work):
                 response = await exchange(host, remaining, "POST", request.path, request, headers)
             if response.status_code != 200:
                 raise _answer.error_of(response)

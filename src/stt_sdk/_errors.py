@@ -116,7 +116,7 @@ class ConnectionFailed(STTError):
 
     look = "whether the service runs at this address, and the network between"
 
-    def __init__(self, message: str, *, sent: bool, host: str = "") -> None:
+    def __init__(self, message: str, *, sent: bool = False, host: str = "") -> None:
         super().__init__(message, retryable=not sent, host=host)
         self.sent = sent
 
