@@ -14,10 +14,45 @@ import httpx2
 from stt_sdk._errors import BY_TYPE, NOT_WORKED_ON, InvalidAnswerError, ServiceError, STTError
 from stt_sdk._types import Health, Readiness, Timings, Transcription
 
+# The longest answer there can be, 4 hours with a time for each word, has half of it.
+MAX_BYTES = 16 * 1024 * 1024
 # What a stranger says is one line in a log, not a page.
 MAX_MESSAGE = 300
 # Whatever a body can be instead of what it should be, such as ten thousand brackets.
 _NOT_AS_AGREED = (ValueError, KeyError, TypeError, RecursionError)
+
+
+async def received(response: httpx2.Response) -> httpx2.Response:
+    """The answer with its body, if that has a reasonable length; an error has its headers, too.
+
+    Raises:
+        InvalidAnswerError: a 200 that is longer, or compressed.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding == "identity":
+        body = await _bounded(response)
+        why = f"it is longer than {MAX_BYTES} bytes"
+    else:
+        body = None  # a few bytes of it can become gigabytes
+        why = f"it is compressed ({encoding}), which was not asked for"
+        del response.headers["Content-Encoding"]
+    if body is None and response.status_code == 200:
+        raise invalid(response, ValueError(why))
+    return httpx2.Response(
+        response.status_code,
+        headers=response.headers,
+        content=body,
+        extensions=response.extensions,
+    )
+
+
+async def _bounded(response: httpx2.Response) -> bytes | None:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_BYTES:
+            return None
+    return bytes(body)
 
 
 def transcription(response: httpx2.Response, **call: Any) -> Transcription:

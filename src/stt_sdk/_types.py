@@ -114,8 +114,8 @@ class Transcription:
     """One clip's text and everything that is known about it. Durations in seconds.
 
     Attributes:
-        language_checked: whether the language was detected, so that its gate applied; None: on a
-            fallback, or where nobody speaks.
+        language_checked: whether the language was detected, so that its gate applied; a fallback
+            has no gates. None: the service did not say.
         fallback_error: why the fallback gave no text, in a degraded answer: `cause: sentence`.
         host: address that answered.
         attempts: how often the call was made.
