@@ -143,14 +143,17 @@ class Transcriber:
             language, prompt, task, timestamps, deadline: as for `transcribe`, of every clip.
 
         Raises:
-            ValueError: `concurrency` is less than 1. What is wrong with one clip is in its outcome.
+            ValueError: `concurrency` is less than 1.
+            TypeError: `sources` is a single clip.
+            Exception: what the iteration over `sources` raises, once the clips before that are
+                done. What is wrong with one clip is in its outcome.
         """
 
         def one(clip: Clip) -> Awaitable[Transcription]:
             return self.transcribe(
                 clip.source,
-                language=clip.language or language,
-                prompt=clip.prompt or prompt,
+                language=language if clip.language is None else clip.language,
+                prompt=prompt if clip.prompt is None else clip.prompt,
                 task=task,
                 timestamps=timestamps,
                 deadline=deadline,
