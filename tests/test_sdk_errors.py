@@ -237,6 +237,14 @@ def test_an_answer_that_does_not_come_or_does_not_end(scripted: Scripted, fault:
     assert isinstance(error, stt_sdk.TimedOut) and not error.starved
 
 
+def test_a_source_that_has_given_all_is_not_blamed(scripted: Scripted) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield CLIP
+
+    error = error_of(scripted(Reply(fault="silence")), stream(), deadline=0.3)
+    assert isinstance(error, stt_sdk.TimedOut) and not error.starved
+
+
 def test_a_source_that_gives_nothing_is_not_the_service_s_fault(scripted: Scripted) -> None:
     async def silent() -> AsyncIterator[bytes]:
         yield CLIP

@@ -166,6 +166,7 @@ def test_an_error_says_why_it_was_not_tried_again_where_it_might_have_been() -> 
     assert why(busy(30.0), remaining=10.0) == (
         "the next attempt would begin 30.1 s from now, after the deadline"
     )
+    assert "0.1 s from now, after the deadline" in why(busy(None), remaining=0.1)
     assert why(busy(None), repeatable=False) == "a stream cannot be sent twice"
     assert why(busy(None), remaining=0.0) == "the deadline has passed"
     assert "no other host" in why(broke, lost=1)
@@ -294,6 +295,11 @@ def test_a_lone_failure_is_always_tried_again() -> None:
     outcomes = ["busy", *["ok"] * 5] * 10
     calls = 50
     assert asyncio.run(traffic(outcomes, calls, retries=1))[-1] == len(outcomes)
+
+
+def test_good_times_save_up_for_no_more_than_three_retries() -> None:
+    seen = asyncio.run(traffic(["ok"] * 100 + ["busy"] * 100, 110, retries=2))
+    assert seen[-1] - seen[99] <= 10 * 1.2 + 3
 
 
 @pytest.mark.parametrize("outcome", ["lost", "broken"])

@@ -472,6 +472,7 @@ def test_what_a_pipe_has_is_sent_at_once_and_its_reader_may_have_begun(buffering
                 got += await asyncio.wait_for(anext(pieces), PATIENCE)
             os.write(writing, b"second")
             assert await asyncio.wait_for(anext(pieces), PATIENCE) == b"second"
+            assert not asyncio.get_running_loop().remove_reader(pipe.fileno())  # none is left
             os.close(writing)
             assert await anext(pieces, b"end") == b"end"
 
