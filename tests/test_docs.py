@@ -19,6 +19,7 @@ import pytest
 import typer
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from starlette.types import Message, Receive, Scope, Send
@@ -52,6 +53,10 @@ from stt_cascade.http.upload import AUDIO_FIELDS, TEXT_FIELDS
 from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
+from stt_sdk._stats import Quantiles, Stats
+from stt_sdk._telemetry import Event
+from stt_sdk.hooks import PrometheusHook
+from stt_sdk.hooks._prometheus import REASONS, STAGES
 
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
@@ -509,6 +514,39 @@ def test_the_example_of_the_client_runs(
     assert capsys.readouterr().out == f"{expected.text} by {expected.routing.tier}\n"
 
 
+def test_every_event_has_a_row_with_its_fields() -> None:
+    documented = {codes(row[0])[0]: row[2] for row in rows("docs/sdk.md", "## Telemetry")}
+    assert list(documented) == [event.__name__ for event in get_args(Event)]
+    for event in get_args(Event):
+        names = [field.name for field in dataclasses.fields(event)]
+        assert names[0] == "request_id"
+        assert [code for code in codes(documented[event.__name__]) if code in names] == names[1:]
+
+
+def test_every_metric_of_the_client_has_a_row_with_its_type_and_labels() -> None:
+    registry = CollectorRegistry()
+    PrometheusHook(registry)
+    documented = {codes(row[0])[0]: row for row in rows("docs/sdk.md", "### Prometheus")}
+    expected = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type
+        for family in registry.collect()
+    }
+    assert {name: row[1] for name, row in documented.items()} == expected
+    for name, row in documented.items():
+        # The registry refuses other labels.
+        collector = registry._names_to_collectors[name]
+        assert codes(row[2]) == list(collector._labelnames)  # type: ignore[attr-defined]
+    assert codes(documented["stt_client_escalations_total"][3]) == [*REASONS, "other"]
+    assert codes(documented["stt_client_seconds"][3]) == list(STAGES)
+
+
+def test_every_field_of_the_stats_has_a_row() -> None:
+    assert named("docs/sdk.md", "## Stats") == [field.name for field in dataclasses.fields(Stats)]
+    text = prose(ROOT / "docs/sdk.md").partition("\n## Stats\n")[2]
+    for field in dataclasses.fields(Quantiles):
+        assert field.name in codes(text.rpartition("|\n")[2])
+
+
 # Names and links anywhere in the pages
 
 
@@ -518,7 +556,10 @@ def test_no_page_names_what_does_not_exist(app: FastAPI) -> None:
         *named("docs/api.md", "## Response headers"),
         *named("docs/api.md", "### Request headers"),
     }
-    metrics = set(named("docs/api.md", "## Prometheus metrics"))
+    metrics = {
+        *named("docs/api.md", "## Prometheus metrics"),
+        *named("docs/sdk.md", "### Prometheus"),
+    }
     modules = {path.stem for path in SRC.iterdir()}
     paths = {endpoint.split()[1] for endpoint in endpoints(app)}
     for page, code in mentions():
