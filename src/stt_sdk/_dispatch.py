@@ -18,14 +18,17 @@ from stt_sdk._errors import (
     DrainingError,
     FallbackFailedError,
     InternalError,
+    InvalidAnswerError,
     NotReadyError,
+    OverloadedError,
+    RateLimitedError,
     ServiceError,
     STTError,
     TimedOut,
 )
 from stt_sdk._hosts import Host, choose
 from stt_sdk._request import TranscribeRequest
-from stt_sdk._retry import GiveUp, RetryPolicy, Situation, decide
+from stt_sdk._retry import GiveUp, RetryPolicy, Situation, believed, decide
 from stt_sdk._stats import RollingStats
 from stt_sdk._telemetry import (
     AttemptFinished,
@@ -41,6 +44,10 @@ CONNECT_TIMEOUT_S = 2.0
 # What the service is told is a little less than what the caller waits: its own error says more.
 MARGIN_S = 0.25
 MARGIN_SHARE = 0.1
+# A host that gets less time than this may be slow without being broken.
+PATIENT_S = 1.0
+# For so long a host is left alone that is busy and does not say how long.
+PAUSE_S = 1.0
 # Calls that may leave a dying host before others have earned it: as many as may be with it.
 MOVES_ON_CREDIT = 200
 
@@ -105,7 +112,7 @@ class Dispatcher:
         return result
 
     async def get(self, path: str, deadline: float) -> httpx2.Response:
-        """Ask one host for what it says of itself.
+        """Ask one host, any one that can be reached, for what it says of itself.
 
         Args:
             deadline: seconds.
@@ -113,10 +120,21 @@ class Dispatcher:
         Raises:
             STTError: there is no answer.
         """
-        host = choose(self._hosts, ())
-        if host is None:
-            raise _no_host()
-        return await exchange(host, deadline, "GET", path)
+        call = _Progress(deadline)
+        while True:
+            host = choose(self._hosts, call.asked)
+            if host is None:
+                raise _no_host()
+            call.asked.append(host)
+            try:
+                with host.working(0.0):
+                    return await exchange(host, call.remaining, "GET", path)
+            except STTError as error:
+                error.host = host.name
+                error.attempts = len(call.asked)
+                error.elapsed = call.elapsed
+                if not (isinstance(error, ConnectionFailed) and self._another(call)):
+                    raise
 
     async def _until_answered(self, request: TranscribeRequest, call: _Progress) -> Transcription:
         while True:
@@ -125,10 +143,7 @@ class Dispatcher:
                 raise _no_host()
             call.asked.append(host)
             try:
-                response = await self._attempt(host, request, call)
-                return _answer.transcription(
-                    response, host=host.name, attempts=len(call.asked), elapsed=call.elapsed
-                )
+                return await self._attempt(host, request, call)
             except STTError as error:
                 error.host = host.name
                 wait = self._wait_before_next(error, request, call)
@@ -148,7 +163,7 @@ class Dispatcher:
                 lost=call.lost,
                 remaining=call.remaining,
                 repeatable=request.repeatable,
-                well=any(host.well and host not in call.asked for host in self._hosts),
+                well=self._another(call),
                 jitter=random.random(),
             ),
         )
@@ -162,10 +177,14 @@ class Dispatcher:
         self._telemetry.emit(Retried(request.id, len(call.asked) + 1, error, step.wait))
         return step.wait
 
+    def _another(self, call: _Progress) -> bool:
+        """Whether there is a host in good health that was not asked yet."""
+        return any(host.well and host not in call.asked for host in self._hosts)
+
     async def _attempt(
         self, host: Host, request: TranscribeRequest, call: _Progress
-    ) -> httpx2.Response:
-        """The 200 of one host; what it does and does not answer tells of its health."""
+    ) -> Transcription:
+        """The text of one host; what it does and does not answer tells of its health."""
         began = time.monotonic()
         number = len(call.asked)
         remaining = max(0.0, call.remaining)
@@ -176,8 +195,11 @@ class Dispatcher:
                 response = await exchange(host, remaining, "POST", request.path, request, headers)
             if response.status_code != 200:
                 raise _answer.error_of(response)
+            result = _answer.transcription(
+                response, host=host.name, attempts=number, elapsed=call.elapsed
+            )
         except STTError as error:
-            _judge(host, error)
+            _judge(host, error, remaining)
             spent = time.monotonic() - began
             host.stats.record(total_ms=1000 * spent, error=True)
             self._telemetry.emit(
@@ -188,7 +210,7 @@ class Dispatcher:
         spent = time.monotonic() - began
         host.stats.record(total_ms=1000 * spent)
         self._telemetry.emit(AttemptFinished(request.id, number, host.name, spent, 200, None))
-        return response
+        return result
 
     def _answered(self, request: TranscribeRequest, call: _Progress, result: Transcription) -> None:
         routing, times = result.routing, result.timings_ms
@@ -277,15 +299,23 @@ async def exchange(
     raise TimedOut(f"no answer within {seconds:.3g} s")
 
 
-def _judge(host: Host, error: STTError) -> None:
-    """What an error says of the host's health."""
+def _judge(host: Host, error: STTError, given: float) -> None:
+    """What an error says of the host's health.
+
+    Args:
+        given: seconds that it had to answer.
+    """
     if isinstance(error, DrainingError):
         host.health.refuses("draining")
     elif isinstance(error, NotReadyError):
         host.health.refuses("not_ready")
-    elif isinstance(error, (ConnectionFailed, TimedOut, InternalError)):
+    elif isinstance(error, (OverloadedError, RateLimitedError)):
+        host.health.busy(believed(error.retry_after) or PAUSE_S)
+    elif isinstance(error, TimedOut) and given < PATIENT_S:
+        pass  # who was in such a hurry must not take the host from all others
+    elif isinstance(error, (ConnectionFailed, TimedOut, InternalError, InvalidAnswerError)):
         host.health.failed()
-    elif type(error) is ServiceError and error.status in (500, 502, 504):
+    elif type(error) is ServiceError and error.status in (500, 502, 503, 504):
         host.health.failed()  # a proxy that has lost the service behind it
     else:
         host.health.answered()
