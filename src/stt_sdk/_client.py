@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import ssl
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import aclosing
 from types import TracebackType
@@ -66,12 +67,12 @@ class Transcriber:
     ) -> None:
         await self.aclose()
 
-    async def _start(self) -> None:
-        """Before the first call."""
+    async def _start(self, seconds: float | None = None) -> None:
+        """Before the first call, within so many seconds."""
 
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
-        for host in self._hosts:
+        for host in tuple(self._hosts):
             await host.http.aclose()
         await self._telemetry.aclose()
 
@@ -116,8 +117,9 @@ class Transcriber:
         if prompt is not None:
             fields["prompt"] = prompt
         request = TranscribeRequest(await prepare(source), fields, request_id)
-        await self._start()
-        return await self._dispatcher.transcribe(request, limit)
+        began = time.monotonic()
+        await self._start(limit)
+        return await self._dispatcher.transcribe(request, limit - (time.monotonic() - began))
 
     async def transcribe_many(
         self,
@@ -181,7 +183,7 @@ class Transcriber:
         return _answer.snapshot(await self._get("/v1/metrics"))
 
     async def _get(self, path: str) -> httpx2.Response:
-        await self._start()
+        await self._start(self._timeout)
         return await self._dispatcher.get(path, self._timeout)
 
     def _connect(self, url: str, address: str | None = None) -> Host:

@@ -66,9 +66,8 @@ class Host:
             if self.leaving and not self.calls:
                 self._idle.set()
 
-    async def leave(self) -> None:
-        """Take nothing new, and return when all calls have ended."""
-        self.leaving = True
+    async def until_idle(self) -> None:
+        """Return when all calls have ended, which new ones must not prevent: it is leaving."""
         if self.calls:
             await self._idle.wait()
 
