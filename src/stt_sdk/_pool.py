@@ -15,8 +15,8 @@ import httpx2
 
 from stt_sdk import _answer
 from stt_sdk._client import DEFAULT_TIMEOUT, Transcriber, checked
-from stt_sdk._dispatch import exchange
 from stt_sdk._errors import ConnectionFailed, STTError, TimedOut
+from stt_sdk._exchange import exchange
 from stt_sdk._hosts import Host, HostView
 from stt_sdk._retry import RetryPolicy
 from stt_sdk._telemetry import TelemetryHook
