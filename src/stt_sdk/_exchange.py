@@ -11,6 +11,7 @@ from stt_sdk._request import SourceFailed, TranscribeRequest
 from stt_sdk._within import OverTime, within
 
 CONNECT_TIMEOUT_S = 2.0
+_TIMEOUT = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)  # the deadline bounds the rest
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -57,10 +58,9 @@ async def _send(
     """The one function that touches the wire."""
     async with host.http.stream(
         method,
-        path,
+        host.address_of(path),
         content=request.content() if request else None,
         headers=headers,
-        # The deadline bounds the rest.
-        timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        timeout=_TIMEOUT,
     ) as response:
         return await _answer.received(response)

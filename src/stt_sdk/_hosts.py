@@ -41,6 +41,13 @@ class Host:
     health: Health = field(default_factory=Health)
     stats: RollingStats = field(default_factory=RollingStats)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _addresses: dict[str, httpx2.URL] = field(default_factory=dict)
+
+    def address_of(self, path: str) -> httpx2.URL:
+        """Of an endpoint; it is taken apart once, not with every call."""
+        if path not in self._addresses:
+            self._addresses[path] = httpx2.URL(self.url + path)
+        return self._addresses[path]
 
     @property
     def name(self) -> str:
