@@ -38,6 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=300,
         help="calls to the fallback that are cancelled before it must answer again",
     )
+    parser.addoption(
+        "--cancelled-client-calls",
+        type=int,
+        default=50,
+        help="the same of the client",
+    )
 
 
 @pytest.fixture

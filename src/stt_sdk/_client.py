@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Iterable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from stt_sdk import _answer
-from stt_sdk._dispatch import Dispatcher
+from stt_sdk._dispatch import Answer, Dispatcher
 from stt_sdk._hosts import Host
 from stt_sdk._many import Clip, Outcome, Sources, outcomes
 from stt_sdk._request import TranscribeRequest
@@ -45,7 +46,9 @@ class Transcriber:
     ) -> None:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key may hold printable ASCII only")  # which is not shown
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {"Accept-Encoding": "identity"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout = _seconds("timeout", timeout)
         self._transport = transport
         self._ssl_context = ssl_context
@@ -66,12 +69,12 @@ class Transcriber:
     ) -> None:
         await self.aclose()
 
-    async def _start(self) -> None:
-        """Before the first call."""
+    async def _start(self, seconds: float | None = None) -> None:
+        """Before the first call, within so many seconds."""
 
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
-        for host in self._hosts:
+        for host in tuple(self._hosts):
             await host.http.aclose()
         await self._telemetry.aclose()
 
@@ -101,7 +104,7 @@ class Transcriber:
             prompt: text that biases spelling.
             task: `translate` writes English.
             timestamps: whether segments, or words too, get their times.
-            deadline: seconds for all attempts, if not the client's `timeout`; the service is told.
+            deadline: seconds for all of it, if not the client's `timeout`; the service is told.
             request_id: names the request in the service's logs; None: one is made.
 
         Raises:
@@ -109,6 +112,7 @@ class Transcriber:
             OSError: the file cannot be read.
             TypeError, ValueError: an argument makes no sense.
         """
+        began = time.monotonic()
         limit = self._timeout if deadline is None else _seconds("deadline", deadline)
         fields: dict[str, str] = {"task": task, "timestamps": timestamps}
         if language is not None:
@@ -116,8 +120,8 @@ class Transcriber:
         if prompt is not None:
             fields["prompt"] = prompt
         request = TranscribeRequest(await prepare(source), fields, request_id)
-        await self._start()
-        return await self._dispatcher.transcribe(request, limit)
+        await self._start(began + limit - time.monotonic())
+        return await self._dispatcher.transcribe(request, limit, began)
 
     async def transcribe_many(
         self,
@@ -139,14 +143,17 @@ class Transcriber:
             language, prompt, task, timestamps, deadline: as for `transcribe`, of every clip.
 
         Raises:
-            ValueError: `concurrency` is less than 1. What is wrong with one clip is in its outcome.
+            ValueError: `concurrency` is less than 1.
+            TypeError: `sources` is a single clip.
+            Exception: what the iteration over `sources` raises, once the clips before that are
+                done. What is wrong with one clip is in its outcome.
         """
 
         def one(clip: Clip) -> Awaitable[Transcription]:
             return self.transcribe(
                 clip.source,
-                language=clip.language or language,
-                prompt=clip.prompt or prompt,
+                language=language if clip.language is None else clip.language,
+                prompt=prompt if clip.prompt is None else clip.prompt,
                 task=task,
                 timestamps=timestamps,
                 deadline=deadline,
@@ -162,7 +169,7 @@ class Transcriber:
         Raises:
             STTError: see `stt_sdk`'s errors.
         """
-        return _answer.health(await self._get("/v1/health"))
+        return await self._get("/v1/health", _answer.health)
 
     async def ready(self) -> Readiness:
         """`GET /v1/ready`.
@@ -170,7 +177,7 @@ class Transcriber:
         Raises:
             STTError: see `stt_sdk`'s errors.
         """
-        return _answer.readiness(await self._get("/v1/ready"))
+        return await self._get("/v1/ready", _answer.readiness)
 
     async def metrics(self) -> dict[str, Any]:
         """`GET /v1/metrics`: the service's snapshot of itself.
@@ -178,11 +185,11 @@ class Transcriber:
         Raises:
             STTError: see `stt_sdk`'s errors.
         """
-        return _answer.snapshot(await self._get("/v1/metrics"))
+        return await self._get("/v1/metrics", _answer.snapshot)
 
-    async def _get(self, path: str) -> httpx2.Response:
-        await self._start()
-        return await self._dispatcher.get(path, self._timeout)
+    async def _get(self, path: str, read: Callable[[httpx2.Response], Answer]) -> Answer:
+        await self._start(self._timeout)
+        return await self._dispatcher.get(path, read, self._timeout)
 
     def _connect(self, url: str, address: str | None = None) -> Host:
         """A host that is ready to be asked; no connection is made yet."""
@@ -249,12 +256,17 @@ def checked(base_url: str) -> str:
         parsed = httpx2.URL(base_url)
     except (httpx2.InvalidURL, TypeError) as error:
         raise ValueError(f"{base_url!r} is no address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        # It is not shown: errors, logs and metrics name the host by its address.
+        raise ValueError("an address has no user, query or fragment; a key is given as api_key")
+    scheme, port = parsed.scheme, parsed.port or 0
+    if scheme not in ("http", "https") or not parsed.host or port > 65_535:
         raise ValueError(f"{base_url!r} is no address such as http://127.0.0.1:8081")
-    return base_url.rstrip("/")
+    return str(base_url).rstrip("/")
 
 
 def _seconds(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (known and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
     return float(value)

@@ -54,7 +54,7 @@ class STTError(Exception):
 
     type: ClassVar[str] = ""
     # Where to look, for whoever is called at night.
-    look: ClassVar[str] = ""
+    look: str = ""
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class STTError(Exception):
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed is not None:
-            facts.append(f"after {self.elapsed:.3g} s")
+            facts.append(f"after {_seconds(self.elapsed)}")
         if self.retry_after is not None:
-            facts.append(f"it asks to wait {self.retry_after:g} s")
+            facts.append(f"it asks to wait {_seconds(self.retry_after)}")
         if self.not_repeated:
             facts.append(f"not tried again: {self.not_repeated}")
         if self.request_id:
@@ -105,6 +105,10 @@ class STTError(Exception):
             facts.append(f"look at {self.look}")
         detail = f" ({'; '.join(facts)})" if facts else ""
         return f"{said}: {self.message}{detail}" if said else f"{self.message}{detail}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
 
 
 class ConnectionFailed(STTError):
@@ -116,15 +120,25 @@ class ConnectionFailed(STTError):
 
     look = "whether the service runs at this address, and the network between"
 
-    def __init__(self, message: str, *, sent: bool, host: str = "") -> None:
+    def __init__(self, message: str, *, sent: bool = False, host: str = "") -> None:
         super().__init__(message, retryable=not sent, host=host)
         self.sent = sent
 
 
 class TimedOut(STTError):
-    """No answer came by the deadline."""
+    """No answer came by the deadline.
+
+    Attributes:
+        starved: the clip's source had not given all of its bytes by then.
+    """
 
     look = "stt_queue_depth and stt_oldest_inference_seconds of the host, and the network"
+
+    def __init__(self, message: str, *, starved: bool = False, host: str = "") -> None:
+        super().__init__(message, host=host)
+        self.starved = starved
+        if starved:
+            self.look = "what the audio comes from"
 
 
 class InvalidAnswerError(STTError):

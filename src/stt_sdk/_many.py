@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -14,7 +15,6 @@ from collections.abc import (
 from dataclasses import dataclass
 from typing import Any
 
-from stt_sdk._errors import STTError
 from stt_sdk._source import Source
 from stt_sdk._types import Transcription
 
@@ -62,47 +62,48 @@ class Outcome:
         return self.value
 
 
-# What is wrong with one clip, and leaves the others as they are.
-OF_ONE_CLIP = (STTError, OSError, TypeError, ValueError)
-
-
 async def outcomes(
     sources: Sources, transcribe: Callable[[Clip], Awaitable[Transcription]], concurrency: int
 ) -> AsyncGenerator[Outcome, None]:
-    """As they finish. Sources are taken only as there is room for them.
+    """As they finish. A source is taken only when there is room for it.
 
     Raises:
         ValueError: less than one at a time.
-        Exception: what the iteration over the sources raises.
+        TypeError: this is one clip.
+        Exception: what the iteration over the sources raises, once those before are done.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-
-    async def one(index: int, source: Source | Clip) -> Outcome:
-        clip = source if isinstance(source, Clip) else Clip(source)
-        try:
-            return Outcome(index, source, await transcribe(clip))
-        except OF_ONE_CLIP as error:
-            return Outcome(index, source, error)
-
+    single = (str, os.PathLike, bytes, bytearray, memoryview)
+    if isinstance(sources, single) or hasattr(sources, "read"):
+        raise TypeError("this is one clip; transcribe_many takes several, such as a list")
     numbered = _numbered(sources)
-    working: set[asyncio.Task[Outcome]] = set()
-    coming: asyncio.Task[tuple[int, Source | Clip] | None] | None = _next(numbered)
+    working: dict[asyncio.Task[Transcription], _Numbered] = {}
+    coming: asyncio.Task[_Numbered | None] | None = None
+    more, failure = True, None
     try:
-        while working or coming:
-            waiting: set[asyncio.Task[Any]] = {*working}
-            if coming and len(working) < concurrency:
-                waiting.add(coming)
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if coming and coming.done() and len(working) < concurrency:
-                found = coming.result()
+        while True:
+            if more and coming is None and len(working) < concurrency:
+                coming = asyncio.ensure_future(_next(numbered))
+            if coming is None and not working:
+                break
+            waited_for: set[asyncio.Task[Any]] = {*working, coming} if coming else {*working}
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            if coming and coming.done():
+                try:
+                    found = coming.result()
+                except Exception as error:  # noqa: BLE001  # raised below, where nothing is lost
+                    found, failure = None, error
                 coming = None
-                if found is not None:
-                    working.add(asyncio.ensure_future(one(*found)))
-                    coming = _next(numbered)
+                if found is None:
+                    more = False
+                else:
+                    call = asyncio.ensure_future(_call(found[1], transcribe))
+                    working[call] = found
             for done in [task for task in working if task.done()]:
-                working.remove(done)
-                yield done.result()
+                yield Outcome(*working.pop(done), _value(done))
+        if failure is not None:
+            raise failure
     finally:
         left: list[asyncio.Task[Any]] = [*working, *([coming] if coming else [])]
         for task in left:
@@ -111,16 +112,32 @@ async def outcomes(
         await numbered.aclose()
 
 
-def _next(
-    numbered: AsyncIterator[tuple[int, Source | Clip]],
-) -> asyncio.Task[tuple[int, Source | Clip] | None]:
-    async def step() -> tuple[int, Source | Clip] | None:
-        return await anext(numbered, None)
-
-    return asyncio.ensure_future(step())
+_Numbered = tuple[int, Source | Clip]
 
 
-async def _numbered(sources: Sources) -> AsyncGenerator[tuple[int, Source | Clip], None]:
+async def _call(
+    source: Source | Clip, transcribe: Callable[[Clip], Awaitable[Transcription]]
+) -> Transcription:
+    return await transcribe(source if isinstance(source, Clip) else Clip(source))
+
+
+def _value(done: asyncio.Task[Transcription]) -> Transcription | Exception:
+    """What is wrong with one clip, whatever it is, leaves the others as they are."""
+    if done.cancelled():
+        return RuntimeError("the source waited for something that was cancelled")
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
+
+
+async def _next(numbered: AsyncIterator[_Numbered]) -> _Numbered | None:
+    return await anext(numbered, None)
+
+
+async def _numbered(sources: Sources) -> AsyncGenerator[_Numbered, None]:
     index = 0
     if isinstance(sources, AsyncIterable):
         async for source in sources:

@@ -12,12 +12,24 @@ from stt_sdk._source import Audio
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+class SourceFailed(Exception):
+    """The clip could not be read while it was being sent. The cause is for the caller."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
 class TranscribeRequest:
     """The body, `multipart/form-data`, around the bytes of a clip.
 
     Args:
         fields: text parts.
         request_id: names it in the service's logs; None: one is made.
+
+    Attributes:
+        failure: what the source raised.
+        starved: the source is being waited for.
 
     Raises:
         ValueError: a request id that the service would replace.
@@ -51,6 +63,8 @@ class TranscribeRequest:
         if audio.size is not None:
             length = len(self._head) + audio.size + len(self._tail)
             self.headers["Content-Length"] = str(length)
+        self.failure: Exception | None = None
+        self.starved = False
         self._begun = False
 
     @property
@@ -69,8 +83,20 @@ class TranscribeRequest:
         self, begin: Callable[[], AsyncGenerator[bytes, None]]
     ) -> AsyncGenerator[bytes, None]:
         self._begun = True
+        self.starved = False
         yield self._head
         async with aclosing(begin()) as chunks:
-            async for chunk in chunks:
+            while chunk := await self._next(chunks):
                 yield chunk
         yield self._tail
+
+    async def _next(self, chunks: AsyncGenerator[bytes, None]) -> bytes:
+        """The next chunk, which is not empty; b"": there is none."""
+        self.starved = True
+        try:
+            chunk = await anext(chunks, b"")
+        except Exception as error:
+            self.failure = error
+            raise
+        self.starved = False
+        return chunk

@@ -9,6 +9,7 @@ from stt_sdk._errors import ConnectionFailed, DrainingError, NotReadyError, STTE
 
 # A service that asks for a longer wait than this is not believed.
 LONGEST_RETRY_AFTER_S = 60.0
+_MOST_DOUBLINGS = 64  # beyond any pause that makes sense, and still a float
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RetryPolicy:
             raise ValueError(f"retries must be a whole number, at least 0, not {self.retries!r}")
         for name in ("backoff", "max_backoff"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a number of seconds, at least 0, not {value!r}")
 
 
@@ -97,15 +98,22 @@ def decide(policy: RetryPolicy, now: Situation) -> Repeat | GiveUp:
         return GiveUp("retries=0")
     if not now.repeatable:
         return GiveUp("a stream cannot be sent twice")
+    if now.remaining <= 0:
+        return GiveUp("the deadline has passed")
     if broke:
         # It may have been worked on. Once more is worth it, but not for the host that it broke.
-        return Repeat(0.0, move=True) if now.well and now.lost == 1 else GiveUp()
+        if now.lost > 1:
+            return GiveUp("it may have been worked on, twice")
+        if not now.well:
+            return GiveUp("it may have been worked on, and there is no other host in good health")
+        return Repeat(0.0, move=True)
     host_is_down = isinstance(error, (ConnectionFailed, DrainingError, NotReadyError))
     if now.well and host_is_down:
         return Repeat(0.0, move=True)
     if now.retries >= policy.retries:
         return GiveUp()
-    wait = now.jitter * min(policy.max_backoff, policy.backoff * 2**now.retries)
+    doubled = 2 ** min(now.retries, _MOST_DOUBLINGS)
+    wait = now.jitter * min(policy.max_backoff, policy.backoff * doubled)
     if not now.well:
         # What a host asks for says nothing of the next one.
         wait += believed(error.retry_after)

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import os
 import re
-import struct
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
-# What a sample array is, to those who do not import NumPy: anything that shows its memory.
-Samples = Any
-Source = str | os.PathLike[str] | bytes | BinaryIO | AsyncIterable[bytes] | tuple[Samples, int]
+from stt_sdk import _reading
+from stt_sdk._reading import CHUNK
+from stt_sdk._wav import Samples, seconds_of, wav
+
+
+class AsyncReader(Protocol):
+    """Such as an `asyncio.StreamReader`, an aiofiles file or a web framework's upload."""
+
+    async def read(self, size: int, /) -> bytes: ...
+
+
+Source = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | AsyncReader
+    | AsyncIterable[bytes]
+    | tuple[Samples, int]
+)
 
 # Up to here a file is read as a whole; a larger one is sent as it is read.
 SMALL = 1024 * 1024
-CHUNK = 256 * 1024
 # Enough of a WAV file to see how many bytes a second has.
 HEAD = 256
 # Compressed speech has about so many bytes a second. It is only compared with itself.
@@ -29,9 +49,6 @@ ALLOWED = (
     "a path, bytes, a file opened in binary mode, an asynchronous iterator of bytes, "
     "or a tuple of a NumPy array and its sample rate"
 )
-# WAV's format tags and sample widths by the letters that arrays use.
-_WAV = {"B": (1, 8), "h": (1, 16), "i": (1, 32), "l": (1, 32), "f": (3, 32), "d": (3, 64)}
-_MAX_CHANNELS = 8
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
@@ -42,16 +59,23 @@ class Audio:
     Attributes:
         suffix: of its name, such as `.g722`; the rest of the name tells nobody anything.
         size: bytes; None: a stream that ends when it ends.
-        seconds: of audio; an estimate where the format does not say.
+        seconds: of audio; None: the format does not say.
         data: all bytes; or, where they are not held, what begins to read them.
         rewindable: they can be read more than once.
     """
 
     suffix: str
     size: int | None
-    seconds: float
+    seconds: float | None
     data: bytes | Callable[[], AsyncGenerator[bytes, None]]
     rewindable: bool = True
+
+    @property
+    def work(self) -> float:
+        """Seconds of audio, guessed where they are not known."""
+        if self.seconds is not None:
+            return self.seconds
+        return UNKNOWN_SECONDS if self.size is None else self.size / BYTES_A_SECOND
 
 
 async def prepare(source: Source) -> Audio:
@@ -70,158 +94,141 @@ async def prepare(source: Source) -> Audio:
         if len(source) != 2:
             raise TypeError(f"a tuple of {len(source)} is no clip; allowed are {ALLOWED}")
         return _held(wav(*source), ".wav")
+    read = getattr(source, "read", None)
+    if inspect.iscoroutinefunction(read):
+        # Before it is iterated over: many of these give lines, whose length they limit.
+        return _stream(lambda: _read_on(read), _suffix(getattr(source, "name", None)))
     if isinstance(source, AsyncIterable):
-        return _of_stream(source)
-    if callable(getattr(source, "read", None)):
+        return _stream(lambda: _iterate(source))
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("the file was opened in text mode; open it in binary mode")
+    if callable(read):
         return await _of_file(source)
     raise TypeError(f"{type(source).__name__} is no clip; allowed are {ALLOWED}")
-
-
-def wav(samples: Samples, sample_rate: int) -> bytes:
-    """A WAV file of an array, whose numbers are taken as they are.
-
-    Args:
-        samples: shape (n,) or (n, channels), at most 8 of them; float32 or float64 in [-1, 1],
-            int16, int32 or uint8.
-        sample_rate: Hz.
-
-    Raises:
-        TypeError: it is no array, or of other numbers.
-        ValueError: another shape, or an impossible rate.
-    """
-    try:
-        view = memoryview(samples)
-    except TypeError as error:
-        raise TypeError(f"{type(samples).__name__} is no array of samples") from error
-    if view.format not in _WAV:
-        raise TypeError(
-            f"samples of the type {view.format!r} cannot be sent; "
-            "allowed are float32, float64, int16, int32 and uint8"
-        )
-    if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate or sample_rate < 1:
-        raise ValueError(f"the sample rate must be a positive whole number, not {sample_rate!r}")
-    shape = view.shape or ()
-    channels = shape[1] if len(shape) == 2 else 1
-    if len(shape) not in (1, 2) or not 1 <= channels <= _MAX_CHANNELS:
-        raise ValueError(
-            f"an array of the shape {shape} is no clip; "
-            f"allowed are (n,) and (n, channels) with up to {_MAX_CHANNELS} channels"
-        )
-    tag, bits = _WAV[view.format]
-    frame = channels * bits // 8
-    rate = int(sample_rate)
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, channels, rate, rate * frame, frame, bits)
-    if view.nbytes > 0xFFFF_FFFF - len(form) - 12:
-        raise ValueError(f"{view.nbytes} bytes of samples are more than a WAV file can hold")
-    head = struct.pack("<4sI4s", b"RIFF", 4 + len(form) + 8 + view.nbytes, b"WAVE")
-    return b"".join((head, form, struct.pack("<4sI", b"data", view.nbytes), view.tobytes()))
-
-
-def seconds_of(head: bytes, size: int) -> float:
-    """Seconds of audio in a file of that size; exact for WAV, else a guess."""
-    if head[:4] in (b"RIFF", b"RF64") and (form := head.find(b"fmt ")) >= 0:
-        rate = head[form + 16 : form + 20]
-        if len(rate) == 4 and (bytes_a_second := int.from_bytes(rate, "little")):
-            return size / bytes_a_second
-    return size / BYTES_A_SECOND
 
 
 def _held(data: bytes, suffix: str = "") -> Audio:
     return Audio(suffix, len(data), seconds_of(data[:HEAD], len(data)), data=data)
 
 
+def _stream(begin: Callable[[], AsyncGenerator[Any, None]], suffix: str = "") -> Audio:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        async with aclosing(begin()) as pieces:
+            async for piece in pieces:
+                if piece := _checked(piece):
+                    yield piece
+
+    return Audio(suffix, None, None, data=chunks, rewindable=False)
+
+
+def _suffix(name: object) -> str:
+    """Of a file's name; an open file may have a number for one, or none."""
+    suffix = Path(name).suffix if isinstance(name, str) else ""
+    return suffix if _SUFFIX.fullmatch(suffix) else ""
+
+
 async def _of_path(path: Path) -> Audio:
-    suffix = path.suffix if _SUFFIX.fullmatch(path.suffix) else ""
-    size, head = await asyncio.to_thread(_look, path)
-    if size is None:
-        return Audio(suffix, None, UNKNOWN_SECONDS, data=lambda: _flow(path), rewindable=False)
+    suffix = _suffix(str(path))
+    found = await asyncio.to_thread(_look, path)
+    if found is None:
+        return _stream(lambda: _reading.pipe(path), suffix)
+    size, head = found
     if size <= SMALL:
         return _held(head, suffix)
 
-    def chunks() -> AsyncGenerator[bytes, None]:
-        return _pieces(lambda: asyncio.to_thread(path.open, "rb"), size)
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        with await _opened(path) as file:
+            async with aclosing(_pieces(_Places(file, 0), size)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     return Audio(suffix, size, seconds_of(head, size), data=chunks)
 
 
-def _look(path: Path) -> tuple[int | None, bytes]:
-    """The size of a file, None if it is a pipe or the like, and its first bytes, or all few."""
+def _look(path: Path) -> tuple[int, bytes] | None:
+    """The size of a file and its first bytes, or all few; None: it is a pipe or the like."""
     if not path.is_file() and not path.is_dir() and path.exists():
-        return None, b""
+        return None
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         return size, file.read(size if size <= SMALL else HEAD)
 
 
-async def _flow(path: Path) -> AsyncGenerator[bytes, None]:
-    file = await asyncio.to_thread(path.open, "rb")
+async def _opened(path: Path) -> BinaryIO:
+    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
     try:
-        async for piece in _drain(file):
-            yield piece
-    finally:
-        file.close()
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_late)
+        raise
+
+
+def _close_late(opening: asyncio.Future[Any]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 async def _of_file(file: Any) -> Audio:
+    suffix = _suffix(getattr(file, "name", None))
     seekable = getattr(file, "seekable", None)
     if not (callable(seekable) and await asyncio.to_thread(seekable)):
-        return Audio("", None, UNKNOWN_SECONDS, data=lambda: _drain(file), rewindable=False)
-    start, size, head = await asyncio.to_thread(_measure, file)
+        return _stream(lambda: _reading.file(file), suffix)
+    places, size, head = await asyncio.to_thread(_measure, file)
     if size <= SMALL:
-        return _held(head)
-
-    async def rewound() -> Any:
-        await asyncio.to_thread(file.seek, start)
-        return _Borrowed(file)
-
-    return Audio("", size, seconds_of(head, size), data=lambda: _pieces(rewound, size))
+        return _held(head, suffix)
+    return Audio(suffix, size, seconds_of(head, size), data=lambda: _pieces(places, size))
 
 
-def _measure(file: BinaryIO) -> tuple[int, int, bytes]:
+class _Places:
+    """A file from a certain place on.
+
+    An attempt that was given up may have left a thread that still reads. It must not move the file
+    under the next one.
+    """
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file = file
+        self._start = start
+        self._lock = threading.Lock()
+
+    def read(self, place: int, size: int) -> bytes:
+        """Up to so many bytes; none: there it ends."""
+        with self._lock:
+            self._file.seek(self._start + place)
+            return _checked(self._file.read(size))[:size]
+
+
+def _measure(file: BinaryIO) -> tuple[_Places, int, bytes]:
     start = file.tell()
-    size = file.seek(0, os.SEEK_END) - start
-    file.seek(start)
-    head = file.read(size if size <= SMALL else HEAD)
-    return start, size, _checked(head)
+    file.seek(0, os.SEEK_END)
+    size = max(0, file.tell() - start)
+    places = _Places(file, start)
+    head = b""
+    wanted = size if size <= SMALL else HEAD
+    while len(head) < wanted and (piece := places.read(len(head), wanted - len(head))):
+        head += piece
+    return places, size, head
 
 
-class _Borrowed:
-    """An open file of somebody else's, who closes it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.read = file.read
-
-    def close(self) -> None:
-        pass
-
-
-async def _pieces(opened: Callable[[], Awaitable[Any]], size: int) -> AsyncGenerator[bytes, None]:
+async def _pieces(places: _Places, size: int) -> AsyncGenerator[bytes, None]:
     """So many bytes of a file; it may have grown since."""
-    file = await opened()
-    try:
-        left = size
-        while left:
-            piece = _checked(await asyncio.to_thread(file.read, min(CHUNK, left)))
-            if not piece:
-                raise OSError(f"the file became {left} bytes shorter while it was being sent")
-            left -= len(piece)
-            yield piece
-    finally:
-        file.close()
-
-
-async def _drain(file: Any) -> AsyncGenerator[bytes, None]:
-    while piece := _checked(await asyncio.to_thread(file.read, CHUNK)):
+    place = 0
+    while place < size:
+        piece = await asyncio.to_thread(places.read, place, min(CHUNK, size - place))
+        if not piece:
+            raise OSError(f"the file became {size - place} bytes shorter while it was being sent")
+        place += len(piece)
         yield piece
 
 
-def _of_stream(source: AsyncIterable[bytes]) -> Audio:
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        async for piece in source:
-            if piece := _checked(piece):
-                yield piece
+async def _iterate(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    async for piece in source:
+        yield piece
 
-    return Audio("", None, UNKNOWN_SECONDS, data=chunks, rewindable=False)
+
+async def _read_on(read: Callable[[int], Awaitable[Any]]) -> AsyncGenerator[Any, None]:
+    while piece := await read(CHUNK):
+        yield piece
 
 
 def _checked(piece: Any) -> bytes:
