@@ -260,7 +260,7 @@ class Dispatcher:
         error.attempts = max(1, len(call.asked))
         error.elapsed = call.elapsed
         escalated = isinstance(error, FallbackFailedError)
-        times = error.timings
+        times = error.timings_ms
         self.stats.record(
             total_ms=1000 * call.elapsed,
             queue_ms=times.queue_wait if times else None,

@@ -42,7 +42,7 @@ class STTError(Exception):
         retryable: the request was not worked on, and may be sent again.
         retry_after: seconds the service asks to wait, if it does.
         request_id: joins this error with the service's log.
-        timings: as far as they are known.
+        timings_ms: as far as they are known.
         reason: why the fallback was needed, if it was, as `routing.reason` has it.
         below: the gates that the primary's own text failed.
         fallback_error: why the fallback gave no text, if it was asked: `cause: sentence`.
@@ -64,7 +64,7 @@ class STTError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         request_id: str | None = None,
-        timings: Timings | None = None,
+        timings_ms: Timings | None = None,
         reason: str | None = None,
         below: tuple[str, ...] = (),
         fallback_error: str | None = None,
@@ -76,7 +76,7 @@ class STTError(Exception):
         self.retryable = retryable
         self.retry_after = retry_after
         self.request_id = request_id
-        self.timings = timings
+        self.timings_ms = timings_ms
         self.reason = reason
         self.below = below
         self.fallback_error = fallback_error
