@@ -89,8 +89,10 @@ class STTError(Exception):
         what = " ".join(str(part) for part in (self.status, self.type) if part)
         said = f"{what} from {self.host}" if what and self.host else what or self.host
         facts = []
-        if self.fallback_error and self.fallback_error not in self.message:
-            facts.append(f"fallback: {self.fallback_error}")
+        if self.fallback_error:
+            cause, _, sentence = self.fallback_error.partition(": ")
+            told = bool(sentence) and sentence in self.message  # as the service's own messages do
+            facts.append(f"fallback: {cause if told else self.fallback_error}")
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed is not None:
