@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import stt_sdk
-from fakes import FakeEngine
+from fakes import FakeEngine, ScriptedFallback
 from running import Tiers
-from stt_sdk import FallbackFailedError
+from stt_sdk import FallbackFailedError, TimedOut
 from tones import wav
 
 
@@ -20,3 +22,14 @@ def test_a_message_says_once_what_became_of_the_fallback(tiers: Tiers, nobody: s
     assert "(fallback: unreachable; after " in message
     other = FallbackFailedError("it failed", fallback_error="timeout: no answer within 3 s")
     assert str(other).startswith("fallback_failed: it failed (fallback: timeout: no answer within")
+
+
+@pytest.mark.parametrize("deadline", [0, -1.5])
+def test_a_deadline_that_has_passed_is_a_call_too_late_and_nothing_is_sent(
+    scripted: Callable[..., ScriptedFallback], deadline: float
+) -> None:
+    service = scripted()
+    with pytest.raises(TimedOut, match="the deadline had passed before anything") as caught:
+        stt_sdk.transcribe(b"RIFF", base_url=service.url, deadline=deadline)
+    assert caught.value.attempts == 0
+    assert service.connections == 0
