@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import httpx2
 import pytest
 
 import stt_sdk
-from fakes import FakeEngine, ScriptedFallback
+from fakes import FakeEngine, ScriptedFallback, answer_of_fallback
 from running import Tiers
-from stt_sdk import FallbackFailedError, TimedOut
+from stt_sdk import FallbackFailedError, SyncSTTClient, TimedOut
 from tones import wav
 
 
@@ -33,3 +34,9 @@ def test_a_deadline_that_has_passed_is_a_call_too_late_and_nothing_is_sent(
         stt_sdk.transcribe(b"RIFF", base_url=service.url, deadline=deadline)
     assert caught.value.attempts == 0
     assert service.connections == 0
+
+
+def test_the_synchronous_client_takes_another_way_to_the_wire() -> None:
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200, json=answer_of_fallback("hello")))
+    with SyncSTTClient("http://nowhere.invalid", transport=answers) as stt:
+        assert stt.transcribe(b"RIFF").text == "hello"
