@@ -20,6 +20,16 @@ FORMATS = "wav, flac, mp3, ogg, opus, webm, m4a, mp4, aiff, au, g722"
 MIN_SECONDS = 0.1
 MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz
 MAX_CHANNELS = 8
+# A film has a few of each kind; a file may claim a thousand.
+MAX_STREAMS = 32
+# FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
+# would open whichever a file asks for, that of a picture too.
+DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pcm_")) | {
+    *("flac", "alac", "aac", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float"),
+    *("opus", "libopus", "vorbis", "libvorbis", "speex", "libspeex", "gsm", "gsm_ms"),
+    *("g722", "g726", "g726le", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt"),
+    *("amrnb", "libopencore_amrnb", "amrwb", "libopencore_amrwb"),
+}
 
 # First atoms of an MP4 file: `ftyp` as it should be, the others as writers have it too.
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
@@ -106,12 +116,22 @@ def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
     """The first audio stream as mono blocks at 16 kHz."""
     # Tags are in any encoding, and none is looked at.
     source = io.BytesIO(data)
-    with av.open(source, mode="r", format=demuxer, metadata_errors="replace") as container:
+    with av.open(
+        source,
+        mode="r",
+        format=demuxer,
+        options={"codec_whitelist": ",".join(DECODERS)},  # for the look that FFmpeg itself takes
+        metadata_errors="replace",
+    ) as container:
+        if len(container.streams) > MAX_STREAMS:
+            raise InvalidAudio(
+                f"{len(container.streams)} streams are not supported; at most {MAX_STREAMS} are"
+            )
         if not container.streams.audio:
             raise InvalidAudio("the file has no audio stream")
         stream = container.streams.audio[0]
         # PyAV 17 crashes where FFmpeg has no decoder, instead of saying so.
-        if stream.codec_context is None:
+        if stream.codec_context is None or stream.codec_context.name not in DECODERS:
             raise InvalidAudio(f"the {demuxer} data is in a codec that is not supported")
         resampler: av.AudioResampler | None = None
         shape: tuple[int, str, str] | None = None
