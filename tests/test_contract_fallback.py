@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Callable
@@ -123,8 +124,14 @@ def test_a_fallback_that_does_not_know_the_key(tiers: Tiers) -> None:
         Reply(200, b'{"text": '),
         Reply(200, answer_of_fallback(confidence={"logprob": "high", "weakest": 1, "words": 1})),
         Reply(200, b"\xff\xfe"),
+        # Nothing is decompressed: a few bytes could become gigabytes.
+        Reply(
+            200,
+            gzip.compress(json.dumps(answer_of_fallback()).encode()),
+            {"Content-Encoding": "gzip"},
+        ),
     ],
-    ids=["html", "empty", "half", "cut", "types", "bytes"],
+    ids=["html", "empty", "half", "cut", "types", "bytes", "gzip"],
 )
 def test_a_fallback_that_talks_rubbish(tiers: Tiers, scripted: Scripted, reply: Reply) -> None:
     check_502(doubtful(tiers, scripted(reply)).transcribe(), "not of the agreed form")
