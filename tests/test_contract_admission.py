@@ -199,6 +199,21 @@ def test_slots_come_back_after_every_kind_of_end(tiers: Tiers) -> None:
     until(lambda: tier.get("/v1/metrics").json()["in_flight"] == 0, "the slot is free")
 
 
+def test_each_request_is_answered_refused_or_abandoned(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    tier = tiers.fallback(engine, max_concurrency=1)
+    with who_hangs_up(tier):
+        engine.wait_for(1)
+    with who_hangs_up(tier):
+        tier.wait_for_queue(1)
+    engine.let_go()
+    assert [tier.transcribe().status_code, tier.transcribe(b"no").status_code] == [200, 400]
+    counts = tier.get("/v1/metrics").json()["counts"]
+    assert (counts["answered"], counts["errors"], counts["abandoned"]) == (1, 1, 2)
+    assert counts["requests"] == tier.metric("stt_requests_total", endpoint=TRANSCRIBE) == 4
+    assert tier.metric("stt_requests_abandoned_total") == 2
+
+
 def test_abandoned_requests_are_no_decided_ones(tiers: Tiers) -> None:
     engine = FakeEngine(holds=threading.Event())
     primary, _ = tiers.cascade(engine)
