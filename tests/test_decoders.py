@@ -261,3 +261,14 @@ def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one.start()
     assert list(tmp_path.iterdir()) == []
     one.close()
+
+
+def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short it is tried again every second."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="did not start"):
+        Decoders(1).start()
+    assert list(tmp_path.iterdir()) == []

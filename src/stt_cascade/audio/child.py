@@ -47,8 +47,6 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 def main(descriptor: int, niceness: int) -> None:
     """Decode what comes over the socket until it closes."""
-    # The parent made it for this process alone; nothing can be made in a folder that is gone.
-    os.rmdir(os.getcwd())  # noqa: PTH106, PTH109  # the folder has no path worth an object
     service = socket.socket(fileno=descriptor)
     os.nice(niceness)
     _warm_up()

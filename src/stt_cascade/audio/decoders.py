@@ -228,11 +228,10 @@ def _left(ends: float) -> float:
 
 
 def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
-    # The child removes the folder as its first act; it may have no other.
-    empty = tempfile.mkdtemp(prefix="stt-decoder-")
     known = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-    try:
+    # It is gone before the child has begun, which may have no other: nothing can be made in it.
+    with tempfile.TemporaryDirectory(prefix="stt-decoder-") as empty:
         return subprocess.Popen(
             [sys.executable, "-m", "stt_cascade.audio.child", str(descriptor), str(niceness)],
             stdin=subprocess.DEVNULL,
@@ -241,6 +240,3 @@ def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
             cwd=empty,
             env={**known, "PYTHONPATH": path},
         )
-    except OSError:
-        Path(empty).rmdir()
-        raise
