@@ -233,6 +233,24 @@ def several(codec: str, streams: int = 1) -> bytes:
     return buffer.getvalue()
 
 
+def test_silence_of_many_channels_at_a_high_rate_cannot_be_packed_small() -> None:
+    shape = (int(0.9 * 192_000), 8)
+    loud = wav(np.random.default_rng(1).uniform(-0.5, 0.5, shape).astype(np.float32), 192_000)
+    assert seconds(decoded(loud, max_seconds=1)) == pytest.approx(0.9, abs=0.001)
+    packed = io.BytesIO()
+    with av.open(packed, "w", format="flac") as output:
+        stream = output.add_stream("flac", rate=192_000, layout="7.1", format="s16")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, shape[0] * 8), np.int16), "s16", "7.1")
+        frame.rate = 192_000
+        assert isinstance(stream, AudioStream)
+        resampler = av.AudioResampler("s16", "7.1", 192_000, 4608)
+        for block in [*resampler.resample(frame), *resampler.resample(None)]:
+            output.mux(stream.encode(block))
+        output.mux(stream.encode(None))
+    with pytest.raises(InvalidAudio, match="too many for its size"):
+        decode(packed.getvalue(), max_seconds=1)
+
+
 @pytest.mark.parametrize("codec", ["tta", "wavpack"])
 def test_a_codec_that_nobody_speaks_in_is_refused(codec: str) -> None:
     """FFmpeg has its decoder, as it has those of games."""
