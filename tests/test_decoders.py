@@ -255,6 +255,17 @@ def test_processes_end_when_their_service_closes_them() -> None:
     assert all(gone(process._child.pid) for process in found)
 
 
+def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        child = module._popen(theirs.fileno(), 0)
+    ours.close()
+    assert child.wait(PATIENCE) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one = Decoders(1)

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 import wave
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,4 +135,5 @@ def _limit(used: int, size: int, max_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    with suppress(ConnectionError):  # the service has ended, and nobody needs to be told
+        main(int(sys.argv[1]), int(sys.argv[2]))
