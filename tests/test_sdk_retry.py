@@ -25,7 +25,9 @@ from stt_sdk import (
     RetryPolicy,
     STTClient,
     STTError,
+    STTPool,
     TimedOut,
+    Transcription,
 )
 from stt_sdk._answer import retry_after
 from stt_sdk._errors import BY_TYPE, NOT_WORKED_ON
@@ -297,3 +299,25 @@ def test_a_lone_failure_is_always_tried_again() -> None:
 @pytest.mark.parametrize("outcome", ["lost", "broken"])
 def test_what_was_perhaps_worked_on_is_seen_once(outcome: str) -> None:
     assert asyncio.run(traffic([outcome], 10, retries=5))[-1] == 10
+
+
+def test_a_host_that_may_have_worked_on_a_clip_never_gets_it_again() -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, json={"ready": True, "state": "ready"})
+        asked.append(request.url.host)
+        return reply(["lost", "busy", "busy", "ok"][len(asked) - 1])
+
+    async def scenario() -> Transcription:
+        async with STTPool(
+            ["http://one", "http://other"],
+            retries=RetryPolicy(5, backoff=0.0),
+            transport=httpx2.MockTransport(handle),
+        ) as stt:
+            return await stt.transcribe(b"clip")
+
+    assert asyncio.run(scenario()).attempts == 4
+    assert sorted(asked[:2]) == ["one", "other"]
+    assert asked[1:] == [asked[1]] * 3

@@ -98,8 +98,8 @@ class Transcriber:
 
         Args:
             source: path of the file, its bytes, a file opened in binary mode, an asynchronous
-                iterator of bytes, or a tuple of a NumPy array and its sample rate in Hz: shape
-                (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
+                iterator or reader of bytes, or a tuple of a NumPy array and its sample rate in Hz:
+                shape (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
             language: ISO 639-1 code; None: detect it.
             prompt: text that biases spelling.
             task: `translate` writes English.

@@ -246,6 +246,7 @@ def _end(
                 await stream.aclose()
             await client.aclose()
             await loop.shutdown_asyncgens()
+            await asyncio.sleep(0)  # the loop closes a socket in its next round
         finally:
             loop.stop()
 
