@@ -69,12 +69,12 @@ class Transcriber:
     ) -> None:
         await self.aclose()
 
-    async def _start(self) -> None:
-        """Before the first call."""
+    async def _start(self, seconds: float | None = None) -> None:
+        """Before the first call, within so many seconds."""
 
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
-        for host in self._hosts:
+        for host in tuple(self._hosts):
             await host.http.aclose()
         await self._telemetry.aclose()
 
@@ -105,6 +105,7 @@ class Transcriber:
             task: `translate` writes English.
             timestamps: whether segments, or words too, get their times.
             deadline: seconds for all of it, if not the client's `timeout`; the service is told.
+                0 or less: it has passed, and nothing is sent.
             request_id: names the request in the service's logs; None: one is made.
 
         Raises:
@@ -113,14 +114,14 @@ class Transcriber:
             TypeError, ValueError: an argument makes no sense.
         """
         began = time.monotonic()
-        limit = self._timeout if deadline is None else _seconds("deadline", deadline)
+        limit = self._timeout if deadline is None else _number_of_seconds("deadline", deadline)
         fields: dict[str, str] = {"task": task, "timestamps": timestamps}
         if language is not None:
             fields["language"] = language
         if prompt is not None:
             fields["prompt"] = prompt
         request = TranscribeRequest(await prepare(source), fields, request_id)
-        await self._start()
+        await self._start(began + limit - time.monotonic())
         return await self._dispatcher.transcribe(request, limit, began)
 
     async def transcribe_many(
@@ -188,7 +189,7 @@ class Transcriber:
         return await self._get("/v1/metrics", _answer.snapshot)
 
     async def _get(self, path: str, read: Callable[[httpx2.Response], Answer]) -> Answer:
-        await self._start()
+        await self._start(self._timeout)
         return await self._dispatcher.get(path, read, self._timeout)
 
     def _connect(self, url: str, address: str | None = None) -> Host:
@@ -266,7 +267,13 @@ def checked(base_url: str) -> str:
 
 
 def _seconds(name: str, value: float) -> float:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (known and math.isfinite(value) and value > 0):
+    if not _number_of_seconds(name, value) > 0:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return float(value)
+
+
+def _number_of_seconds(name: str, value: float) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (known and math.isfinite(value)):
+        raise ValueError(f"{name} must be a number of seconds, not {value!r}")
     return float(value)

@@ -20,6 +20,8 @@ from stt_sdk._errors import (
     InternalError,
     InvalidAnswerError,
     NotReadyError,
+    OverloadedError,
+    RateLimitedError,
     ServiceError,
     STTError,
     TimedOut,
@@ -27,7 +29,7 @@ from stt_sdk._errors import (
 from stt_sdk._exchange import exchange
 from stt_sdk._hosts import Host, choose
 from stt_sdk._request import SourceFailed, TranscribeRequest
-from stt_sdk._retry import GiveUp, RetryPolicy, Situation, decide
+from stt_sdk._retry import GiveUp, RetryPolicy, Situation, believed, decide
 from stt_sdk._stats import RollingStats
 from stt_sdk._telemetry import (
     AttemptFinished,
@@ -42,6 +44,10 @@ from stt_sdk._types import Transcription
 # What the service is told is a little less than what the caller waits: its own error says more.
 MARGIN_S = 0.25
 MARGIN_SHARE = 0.1
+# A host that gets less time than this may be slow without being broken.
+PATIENT_S = 1.0
+# For so long a host is left alone that is busy and does not say how long.
+PAUSE_S = 1.0
 # Calls that may leave a dying host before others have earned it: as many as may be with it.
 MOVES_ON_CREDIT = 200
 
@@ -150,6 +156,8 @@ class Dispatcher:
                     raise
 
     async def _until_answered(self, request: TranscribeRequest, call: _Progress) -> Transcription:
+        if call.remaining <= 0:
+            raise TimedOut("the deadline had passed before anything could be sent")
         last: STTError | None = None
         while True:
             # A host that may have worked on it does not get it again.
@@ -215,7 +223,7 @@ class Dispatcher:
             )
         except STTError as error:
             error.host = host.name
-            _judge(host, error)
+            _judge(host, error, remaining)
             spent = time.monotonic() - began
             host.stats.record(total_ms=1000 * spent, error=True)
             self._telemetry.emit(
@@ -251,10 +259,10 @@ class Dispatcher:
 
     def _failed(self, request: TranscribeRequest, call: _Progress, error: STTError) -> None:
         error.request_id = error.request_id or request.id
-        error.attempts = max(1, len(call.asked))
+        error.attempts = len(call.asked)
         error.elapsed = call.elapsed
         escalated = isinstance(error, FallbackFailedError)
-        times = error.timings
+        times = error.timings_ms
         self.stats.record(
             total_ms=1000 * call.elapsed,
             queue_ms=times.queue_wait if times else None,
@@ -283,17 +291,23 @@ class Dispatcher:
         )
 
 
-def _judge(host: Host, error: STTError) -> None:
-    """What an error says of the host's health."""
+def _judge(host: Host, error: STTError, given: float) -> None:
+    """What an error says of the host's health.
+
+    Args:
+        given: seconds that it had to answer.
+    """
     if isinstance(error, DrainingError):
         host.health.refuses("draining")
     elif isinstance(error, NotReadyError):
         host.health.refuses("not_ready")
-    elif isinstance(error, TimedOut) and error.starved:
-        pass  # it had not even got all of it
+    elif isinstance(error, (OverloadedError, RateLimitedError)):
+        host.health.busy(believed(error.retry_after) or PAUSE_S)
+    elif isinstance(error, TimedOut) and (error.starved or given < PATIENT_S):
+        pass  # it had not got all of it, or hardly any time: others may fare better
     elif isinstance(error, (ConnectionFailed, TimedOut, InternalError, InvalidAnswerError)):
         host.health.failed()
-    elif type(error) is ServiceError and error.status in (500, 502, 504):
+    elif type(error) is ServiceError and error.status in (500, 502, 503, 504):
         host.health.failed()  # a proxy that has lost the service behind it
     else:
         host.health.answered()

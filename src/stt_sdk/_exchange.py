@@ -13,6 +13,7 @@ from stt_sdk._request import SourceFailed, TranscribeRequest
 from stt_sdk._within import OverTime, within
 
 CONNECT_TIMEOUT_S = 2.0
+_TIMEOUT = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)  # the deadline bounds the rest
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
@@ -60,12 +61,7 @@ async def _send(
     content = request.content() if request else None
     try:
         async with host.http.stream(
-            method,
-            path,
-            content=content,
-            headers=headers,
-            # The deadline bounds the rest.
-            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            method, host.address_of(path), content=content, headers=headers, timeout=_TIMEOUT
         ) as response:
             return await _answer.received(response)
     finally:

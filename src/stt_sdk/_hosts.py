@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from stt_sdk._stats import RollingStats, Stats
 # A clip of no length is work, too.
 LEAST_SECONDS = 0.1
 _RNG = random.Random()
+_RANK: dict[State, int] = {"well": 0, "busy": 1, "ejected": 2, "not_ready": 2, "draining": 3}
 
 
 @dataclass(eq=False)
@@ -40,6 +41,13 @@ class Host:
     health: Health = field(default_factory=Health)
     stats: RollingStats = field(default_factory=RollingStats)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
+    _addresses: dict[str, httpx2.URL] = field(default_factory=dict)
+
+    def address_of(self, path: str) -> httpx2.URL:
+        """Of an endpoint; it is taken apart once, not with every call."""
+        if path not in self._addresses:
+            self._addresses[path] = httpx2.URL(self.url + path)
+        return self._addresses[path]
 
     @property
     def name(self) -> str:
@@ -65,9 +73,8 @@ class Host:
             if self.leaving and not self.calls:
                 self._idle.set()
 
-    async def leave(self) -> None:
-        """Take nothing new, and return when all calls have ended."""
-        self.leaving = True
+    async def until_idle(self) -> None:
+        """Return when all calls have ended, which new ones must not prevent: it is leaving."""
         if self.calls:
             await self._idle.wait()
 
@@ -85,8 +92,8 @@ class HostView:
     Attributes:
         url: base address.
         address: IP, where a name stands for several.
-        state: `well`; or `ejected` (5 calls in a row failed), `not_ready` or `draining`: it is
-            asked only if no other is left.
+        state: `well`; or `busy` (it asked to be left alone for a while), `ejected` (5 calls in a
+            row failed), `not_ready` or `draining`: it is asked only if no other is left.
         calls: under way.
         outstanding: seconds of audio in them.
         stats: of its attempts.
@@ -101,25 +108,19 @@ class HostView:
 
 
 def choose(
-    hosts: Sequence[Host], asked: Collection[Host], rng: random.Random = _RNG
+    hosts: Iterable[Host], asked: Collection[Host], rng: random.Random = _RNG
 ) -> Host | None:
     """The host for the next attempt: of two random ones that with less work; None: there is none.
 
-    Hosts that are well and were not asked yet come first. If all are out, all are in: one that is
-    held to be down is better than none.
+    Hosts that are well come first, and of equals those that were not asked yet. If all are out, all
+    are in: one that is held to be down is better than none.
     """
-    staying = [host for host in hosts if not host.leaving]
-    well = [host for host in staying if host.health.well]
-    ranks = (
-        [host for host in well if host not in asked],
-        well,
-        [host for host in staying if host.health.state != "draining"],
-        staying,
-    )
-    for candidates in ranks:
-        if candidates:
-            return _less_busy(candidates, rng)
-    return None
+    ranks: dict[tuple[int, bool], list[Host]] = {}
+    for host in hosts:
+        if not host.leaving:
+            rank = (_RANK[host.health.state], host in asked)
+            ranks.setdefault(rank, []).append(host)
+    return _less_busy(ranks[min(ranks)], rng) if ranks else None
 
 
 def _less_busy(candidates: Sequence[Host], rng: random.Random) -> Host:

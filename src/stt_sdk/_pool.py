@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import ssl
@@ -24,6 +25,8 @@ PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 1.0
 # How often names are looked up anew.
 RESOLVE_INTERVAL_S = 5.0
+# Who waits for a look-up goes on after so long with what is known.
+LOOK_UP_PATIENCE_S = 5.0
 
 log = logging.getLogger("stt_sdk")
 
@@ -78,10 +81,11 @@ class STTPool(Transcriber):
             ssl_context=ssl_context,
         )
         self._urls = dict.fromkeys(checked(url) for url in base_urls)  # a set that keeps its order
-        # A transport of the caller's own knows its way.
-        self._look_up = _nobody if transport else resolve or system_addresses
-        self._starting = asyncio.Lock()
-        self._started = self._closed = False
+        self._look_up = resolve or system_addresses
+        self._opening: asyncio.Task[None] | None = None
+        self._closed = False
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._going: dict[Host, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -96,9 +100,9 @@ class STTPool(Transcriber):
             ValueError: it is no address.
         """
         url = checked(base_url)
-        self._urls[url] = None
-        await self._resolve(url)
         await self._start()
+        self._urls[url] = None
+        await asyncio.wait({self._look(url)}, timeout=LOOK_UP_PATIENCE_S)
 
     async def remove(self, base_url: str) -> None:
         """Send nothing new to this address, and return when it has answered what it was sent.
@@ -110,65 +114,103 @@ class STTPool(Transcriber):
         if url not in self._urls:
             raise ValueError(f"{base_url!r} is not in the pool; it has {', '.join(self._urls)}")
         del self._urls[url]
-        await asyncio.gather(*(self._let_go(host) for host in self._of(url)))
+        going = {self._let_go(host) for host in self._hosts if host.url == url}
+        if going:
+            await asyncio.wait(going)  # they go, even if who waits for it does not wait so long
 
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
         self._closed = True
-        for task in self._tasks:
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await super().aclose()
 
-    async def _start(self) -> None:
-        if self._started or self._closed:
-            return
-        async with self._starting:  # calls that come together wait for the first one's look-up
-            if self._started:
-                return
-            await asyncio.gather(*(self._resolve(url) for url in self._urls))
-            self._in_background(_again_and_again(self._probe_all, PROBE_INTERVAL_S))
-            self._in_background(_again_and_again(self._resolve_all, RESOLVE_INTERVAL_S))
-            self._started = True
+    async def _start(self, seconds: float | None = None) -> None:
+        if self._opening is None and not self._closed:
+            self._opening = self._in_background(self._open())
+        # Calls that come together wait for one look-up, which goes on if one of them is cancelled.
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait({self._opening}, timeout=seconds)
+        if self._closed:
+            raise RuntimeError("this pool is closed")
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _open(self) -> None:
+        watching = _again_and_again(self._look_all_up, RESOLVE_INTERVAL_S)
+        self._in_background(watching)
+        await self._look_all_up()  # the same look-ups, not others
+        self._in_background(_again_and_again(self._probe_all, PROBE_INTERVAL_S))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a pool failed in the background", exc_info=error)
 
     async def _probe_all(self) -> None:
-        await asyncio.gather(*(_probe(host) for host in self._hosts if not host.leaving))
+        await asyncio.gather(*(_probe(host) for host in self._hosts))
 
-    async def _resolve_all(self) -> None:
-        await asyncio.gather(*(self._resolve(url) for url in tuple(self._urls)))
+    async def _look_all_up(self) -> None:
+        looking = [self._look(url) for url in self._urls]
+        if looking:
+            await asyncio.wait(looking, timeout=LOOK_UP_PATIENCE_S)
+
+    def _look(self, url: str) -> asyncio.Task[None]:
+        """Look a name up, unless that is under way: each one that hangs holds a thread."""
+        looking = self._looking.get(url)
+        if looking is None:
+            looking = self._looking[url] = self._in_background(self._resolve(url))
+            looking.add_done_callback(lambda _: self._looking.pop(url))
+        return looking
 
     async def _resolve(self, url: str) -> None:
         """Make the hosts of an address those that its name stands for now."""
         parsed = httpx2.URL(url)
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        try:
-            found = await self._look_up(parsed.host, port)
-        except OSError as error:
+        found: set[str | None] = set()
+        why: object = "it has no address"
+        if self._transport is not None or _is_address(parsed.host):
+            found = {None}  # the caller's own transport knows its way
+        else:
+            try:
+                found = {*await self._look_up(parsed.host, port)}
+            except Exception as error:  # noqa: BLE001  # whatever a look-up of the caller's raises
+                why = error
+        if not found:
+            log.warning("%s was not found: %s", parsed.host, why)
             if self._of(url):
-                log.warning("%s was not found, its known hosts stay: %s", parsed.host, error)
                 return
-            found = []
-        # One that a name stands for alone, or that is not found, is left to the system.
-        wanted: set[str | None] = {*found} if len(found) > 1 else {None}
+            found = {None}
+        elif len(found) == 1 and self._look_up is system_addresses:
+            found = {None}  # the system will find it, too, at each new connection
         if url not in self._urls:
             return  # removed meanwhile
         known = {host.address: host for host in self._of(url)}
-        self._hosts.extend(self._connect(url, address) for address in wanted - known.keys())
-        for address in known.keys() - wanted:
-            self._in_background(self._let_go(known[address]))
+        self._hosts.extend(self._connect(url, address) for address in found - known.keys())
+        for address in known.keys() - found:
+            self._let_go(known[address])
 
     def _of(self, url: str) -> list[Host]:
         return [host for host in self._hosts if host.url == url and not host.leaving]
 
-    async def _let_go(self, host: Host) -> None:
-        await host.leave()
+    def _let_go(self, host: Host) -> asyncio.Task[None]:
+        if host not in self._going:
+            host.leaving = True
+            self._going[host] = self._in_background(self._leave(host))
+        return self._going[host]
+
+    async def _leave(self, host: Host) -> None:
+        await host.until_idle()
         self._hosts.remove(host)
-        await host.http.aclose()
+        del self._going[host]
+        if self._transport is None:  # else the others need it
+            await host.http.aclose()
 
 
 async def system_addresses(host: str, port: int) -> list[str]:
@@ -187,11 +229,17 @@ async def system_addresses(host: str, port: int) -> list[str]:
     return max(families.values(), key=len)  # of equals the one that the system puts first
 
 
-async def _nobody(host: str, port: int) -> list[str]:
-    return []
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _probe(host: Host) -> None:
+    if host.leaving:
+        return
     try:
         response = await exchange(host, PROBE_TIMEOUT_S, "GET", "/v1/ready")
         readiness = _answer.readiness(response)

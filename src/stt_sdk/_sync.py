@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import httpx2
+
 from stt_sdk._client import CONCURRENCY, DEFAULT_TIMEOUT, STTClient, Transcriber
 from stt_sdk._many import Outcome, Sources
 from stt_sdk._pool import STTPool
@@ -51,8 +53,8 @@ class SyncSTTClient:
 
     Args:
         base_url: address of the service, or of several.
-        api_key, timeout, retries, telemetry, ssl_context: as for `STTClient`. Hooks are called in
-            that thread.
+        api_key, timeout, retries, telemetry, ssl_context, transport: as for `STTClient`. Hooks are
+            called in that thread.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -67,6 +69,7 @@ class SyncSTTClient:
         retries: int | RetryPolicy = 2,
         telemetry: TelemetryHook | Iterable[TelemetryHook] = (),
         ssl_context: ssl.SSLContext | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         options: dict[str, Any] = {
             "api_key": api_key,
@@ -74,6 +77,7 @@ class SyncSTTClient:
             "retries": retries,
             "telemetry": telemetry,
             "ssl_context": ssl_context,
+            "transport": transport,
         }
         self._client: Transcriber = (
             STTClient(base_url, **options)
