@@ -24,6 +24,7 @@ from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.watchdog import Watchdog
+from stt_cascade.telemetry import process
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.metrics import Metrics, snapshot_of
 from stt_sdk import __version__
@@ -150,6 +151,7 @@ class Service:
             "thresholds": thresholds,
             "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
             "gpu": snapshot_of(self._gpu),
+            "process": process.snapshot(),
             "keys": self.secrets.ring.usage(),
             "metrics_keys": self.secrets.metrics_ring.usage(),
         }
