@@ -17,6 +17,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "models": ("tools", "huggingface_hub"),
     "score": ("tools", "jiwer"),
     "transcribe": ("tools", "rich"),
+    "load": ("tools", "kneed"),
 }
 
 

@@ -6,6 +6,7 @@ import typer
 
 from stt_cascade.cli import bench, config, models
 from stt_cascade.cli.demo import demo
+from stt_cascade.cli.load import load
 from stt_cascade.cli.score import score
 from stt_cascade.cli.transcribe import transcribe
 from stt_cascade.cli.up import up
@@ -21,6 +22,7 @@ app.command()(up)
 app.command()(demo)
 app.command()(transcribe)
 app.command()(score)
+app.command()(load)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
