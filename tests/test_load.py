@@ -21,7 +21,7 @@ from faults.lab import Lab
 from faults.stub import Stub
 from faults.tiers import Tier
 from stt_cascade.measure.capacity import Quantiles, Summary, advise, knee, summarize, sustained
-from stt_cascade.measure.load import Call, Generator, Step, arrivals
+from stt_cascade.measure.load import Call, Generator, Step, arrivals, step
 from stt_cascade.measure.load_report import doubts
 from stt_sdk import OverloadedError, STTClient
 from tones import tone, wav
@@ -189,13 +189,15 @@ def test_a_stall_of_two_seconds_is_seen_by_those_who_were_due_meanwhile() -> Non
                 os.kill(tier.pid, signal.SIGCONT)
 
             made: list[int] = []
-            generator = Generator(client, [CLIP], deadline=20.0, say=made.append)
-            step, _ = await asyncio.gather(generator.open(20.0, 5.0), freeze())
-        found = summarize(step)
+            generator = Generator(client, [CLIP], deadline=20.0)
+            done, _ = await asyncio.gather(
+                step(generator, "open", 20.0, 5.0, made.append), freeze()
+            )
+        found = summarize(done)
         assert found.total is not None
         assert found.total.max >= 1.9
         # Everybody who was due in the second half of the stall waited for its end.
-        waited = [call for call in step.calls if call.seconds > 0.9]
+        waited = [call for call in done.calls if call.seconds > 0.9]
         assert len(waited) >= 10
         assert set(found.outcomes) == {"ok"}
 
@@ -206,8 +208,9 @@ def test_a_generator_that_is_late_says_so() -> None:
     async def work(tier: Tier) -> None:
         async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
             # Something else keeps its event loop from its schedule.
-            generator = Generator(client, [CLIP], 20.0, say=lambda count: time.sleep(0.05))
-            found = summarize(await generator.open(30.0, 1.0))
+            generator = Generator(client, [CLIP], 20.0)
+            busy = step(generator, "open", 30.0, 1.0, lambda count: time.sleep(0.05))
+            found = summarize(await busy)
         assert found.late
         assert "ms late (p99)" in doubts([found])[0]
         assert sustained([found], 100.0) is None

@@ -18,6 +18,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "score": ("tools", "jiwer"),
     "transcribe": ("tools", "rich"),
     "load": ("tools", "kneed"),
+    "soak": ("tools", "scipy"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -135,24 +135,30 @@ async def _steps(
     from rich.progress import Progress
 
     from stt_cascade.measure.capacity import summarize
+    from stt_cascade.measure.load import step
 
     steps: list[Summary] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        generator.say = lambda count: progress.update(task, completed=count)
-        for level in levels:
+
+        async def one(kind: Literal["closed", "open"], level: float, name: str) -> None:
             if not stop.asked:
-                progress.update(task, description=f"{level} at once", completed=0)
-                steps.append(summarize(await generator.closed(level, seconds)))
+                progress.update(task, description=name, completed=0)
+
+                def say(count: int) -> None:
+                    progress.update(task, completed=count)
+
+                steps.append(summarize(await step(generator, kind, level, seconds, say)))
+
+        for level in levels:
+            await one("closed", level, f"{level} at once")
         if rates is None:
-            most = max((step.throughput for step in steps), default=0.0)
+            most = max((done.throughput for done in steps), default=0.0)
             rates = [share * most for share in SHARES if most]
         for rate in rates:
-            if not stop.asked:
-                progress.update(task, description=f"{rate:.3g} a second", completed=0)
-                steps.append(summarize(await generator.open(rate, seconds)))
-    return [step for step in steps if step.calls]
+            await one("open", rate, f"{rate:.3g} a second")
+    return [done for done in steps if done.calls]
 
 
 def _verdict(steps: Sequence[Summary], slo: float) -> tuple[str, bool]:

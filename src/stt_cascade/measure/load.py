@@ -70,6 +70,9 @@ class Step:
     snapshots: Sequence[dict[str, Any]] = ()
 
 
+Take = Callable[[Call], None]
+
+
 @dataclass
 class Generator:
     """Makes the load.
@@ -77,7 +80,7 @@ class Generator:
     Args:
         client: without retries, so that refusals are seen.
         clips: audio files as bytes; they are sent in turn.
-        say: is told after each call how many there have been.
+        deadline: seconds, of each call.
         stop: whether to end early.
         seed: of the arrivals.
     """
@@ -85,7 +88,6 @@ class Generator:
     client: STTClient
     clips: Sequence[bytes]
     deadline: float
-    say: Callable[[int], None] = lambda count: None
     stop: Callable[[], bool] = lambda: False
     seed: int = 1
     _next: Iterator[bytes] = field(init=False)
@@ -93,42 +95,42 @@ class Generator:
     def __post_init__(self) -> None:
         self._next = itertools.cycle(self.clips)
 
-    async def closed(self, callers: int, seconds: float) -> Step:
-        """So many callers, each of whom calls again as soon as it has its answer."""
-        calls: list[Call] = []
+    async def closed(self, callers: int, seconds: float, take: Take) -> float:
+        """So many callers, each of whom calls again as soon as it has its answer.
+
+        Args:
+            take: gets each call as it ends.
+
+        Returns:
+            seconds for which calls were made.
+        """
         began = time.monotonic()
 
         async def one() -> None:
             while (due := time.monotonic() - began) < seconds and not self.stop():
-                calls.append(await self._call(began, due))
-                self.say(len(calls))
+                take(await self._call(began, due))
 
-        async with _Watch(self.client) as watch:
-            await asyncio.gather(*(one() for _ in range(callers)))
-        lasted = min(seconds, time.monotonic() - began)
-        return Step("closed", callers, lasted, calls, watch.snapshots)
+        await asyncio.gather(*(one() for _ in range(callers)))
+        return min(seconds, time.monotonic() - began)
 
-    async def open(self, rate: float, seconds: float) -> Step:
-        """Poisson arrivals, whatever becomes of the calls before."""
-        calls: list[Call] = []
+    async def open(self, rate: float, seconds: float, take: Take) -> float:
+        """Poisson arrivals, whatever becomes of the calls before; else as `closed`."""
         tasks: set[asyncio.Task[None]] = set()
         began = time.monotonic()
 
         async def one(due: float) -> None:
-            calls.append(await self._call(began, due))
-            self.say(len(calls))
+            take(await self._call(began, due))
 
-        async with _Watch(self.client) as watch:
-            for due in arrivals(rate, seconds, random.Random(self.seed)):
-                await asyncio.sleep(max(0.0, began + due - time.monotonic()))
-                if self.stop():
-                    break
-                task = asyncio.ensure_future(one(due))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            lasted = min(seconds, time.monotonic() - began)
-            await asyncio.gather(*tasks)
-        return Step("open", rate, lasted, calls, watch.snapshots)
+        for due in arrivals(rate, seconds, random.Random(self.seed)):
+            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            if self.stop():
+                break
+            task = asyncio.ensure_future(one(due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        lasted = min(seconds, time.monotonic() - began)
+        await asyncio.gather(*tasks)
+        return lasted
 
     async def _call(self, origin: float, due: float) -> Call:
         began = time.monotonic() - origin
@@ -140,14 +142,56 @@ class Generator:
         return Call(due, began, time.monotonic() - origin, result)
 
 
-class _Watch:
-    """Takes the service's snapshot again and again, while a step lasts."""
+async def step(
+    generator: Generator,
+    kind: Literal["closed", "open"],
+    level: float,
+    seconds: float,
+    say: Callable[[int], None] = lambda count: None,
+) -> Step:
+    """Make one level of load.
 
-    def __init__(self, client: STTClient) -> None:
+    Args:
+        level: callers, or calls a second.
+        say: is told after each call how many there have been.
+    """
+    calls: list[Call] = []
+
+    def take(call: Call) -> None:
+        calls.append(call)
+        say(len(calls))
+
+    async with Watch(generator.client, SAMPLE_S) as watch:
+        if kind == "closed":
+            lasted = await generator.closed(int(level), seconds, take)
+        else:
+            lasted = await generator.open(level, seconds, take)
+    return Step(kind, level, lasted, calls, watch.snapshots)
+
+
+class Watch:
+    """Takes the service's snapshot again and again, while it is entered.
+
+    Args:
+        interval: seconds between two.
+        see: is told of each, besides; of an empty one, where there was none.
+
+    Attributes:
+        snapshots: all of them; none, if the service would not give them.
+    """
+
+    def __init__(
+        self,
+        client: STTClient,
+        interval: float,
+        see: Callable[[dict[str, Any]], None] = lambda snapshot: None,
+    ) -> None:
         self.snapshots: list[dict[str, Any]] = []
         self._client = client
+        self._interval = interval
+        self._see = see
 
-    async def __aenter__(self) -> _Watch:
+    async def __aenter__(self) -> Watch:
         await self._look()
         self._task = asyncio.ensure_future(self._again_and_again())
         return self
@@ -159,12 +203,15 @@ class _Watch:
 
     async def _again_and_again(self) -> None:
         while True:
-            await asyncio.sleep(SAMPLE_S)
+            await asyncio.sleep(self._interval)
             await self._look()
 
     async def _look(self) -> None:
+        snapshot: dict[str, Any] = {}
         with suppress(STTError):  # without them the report says less, and says so
-            self.snapshots.append(await self._client.metrics())
+            snapshot = await self._client.metrics()
+            self.snapshots.append(snapshot)
+        self._see(snapshot)
 
 
 def arrivals(rate: float, seconds: float, rng: random.Random) -> Iterator[float]:
