@@ -19,6 +19,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     # It starts tiers, too, and decides as they do.
     "calibrate": ("server,tools", "fastapi", "jiwer"),
     "transcribe": ("tools", "rich"),
+    "load": ("tools", "kneed"),
+    "soak": ("tools", "scipy"),
 }
 
 
