@@ -109,11 +109,7 @@ async def _run(generator: Generator, seconds: float, callers: int, rate: float |
     from stt_cascade.measure.soak import Interval, Soak, run
 
     console = Console(stderr=True)
-    columns = (
-        *Progress.get_default_columns()[:-1],
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[now]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("soaking", total=seconds, now="")
 
