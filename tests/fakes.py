@@ -205,6 +205,7 @@ class Asked:
 
     headers: dict[str, str]
     parts: dict[str, bytes]
+    path: str
 
 
 class _Server(ThreadingHTTPServer):
@@ -248,14 +249,37 @@ class ScriptedFallback:
                 except ConnectionError:  # who asked has gone
                     self.close_connection = True
 
+            def do_GET(self) -> None:
+                self._answer({})
+
             def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                body = self.rfile.read(length)
-                if len(body) < length:
-                    raise ConnectionError
                 boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
+                self._answer(_parts(self._body(), boundary))
+
+            def _body(self) -> bytes:
+                if "Content-Length" in self.headers:
+                    return self._exactly(int(self.headers["Content-Length"]))
+                body = b""
+                while size := self._chunk():
+                    body += self._exactly(size + 2)[:-2]
+                self._exactly(2)
+                return body
+
+            def _chunk(self) -> int:
+                line = self.rfile.readline()
+                if not line.endswith(b"\r\n"):
+                    raise ConnectionError
+                return int(line, 16)
+
+            def _exactly(self, size: int) -> bytes:
+                data = self.rfile.read(size)
+                if len(data) < size:
+                    raise ConnectionError
+                return data
+
+            def _answer(self, parts: dict[str, bytes]) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                reply = scripted._begin(Asked(headers, _parts(body, boundary)))
+                reply = scripted._begin(Asked(headers, parts, self.path))
                 if reply.holds is not None:
                     assert reply.holds.wait(PATIENCE)
                 scripted._end()  # before the answer, which lets the next request come

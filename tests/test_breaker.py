@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fakes import Clock
 from stt_cascade.cascade.breaker import FAILURES_TO_OPEN, PROBE_INTERVAL_S, CircuitBreaker
-from stt_cascade.cascade.retry_budget import CALLS_PER_RETRY, RESERVE, RetryBudget
+from stt_sdk._budget import CALLS_PER_RETRY, RESERVE, RetryBudget
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from stt_cascade.admission.deadline import within
+from stt_sdk import _within
+from stt_sdk._within import OverTime, within
 
 
 def test_work_that_ends_in_time_gives_its_result_or_raises() -> None:
@@ -37,7 +38,7 @@ def test_work_that_is_stopped_has_cleaned_up_when_its_caller_goes_on(how: str) -
         await asyncio.sleep(0)
         if how == "cancelled":
             call.cancel()
-        with pytest.raises(asyncio.TimeoutError if how == "time" else asyncio.CancelledError):
+        with pytest.raises(OverTime if how == "time" else asyncio.CancelledError):
             await call
         assert clean
 
@@ -88,3 +89,32 @@ def test_who_is_cancelled_twice_does_not_disturb_the_cleaning_up() -> None:
         await asyncio.wait_for(clean.wait(), 5)
 
     asyncio.run(scenario())
+
+
+def test_work_that_loses_a_cancellation_is_stopped_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_within, "AGAIN_S", 0.01)
+    lost = 0
+
+    async def work() -> None:
+        nonlocal lost
+        while lost < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                lost += 1
+        await asyncio.Event().wait()
+
+    with pytest.raises(OverTime):
+        asyncio.run(within(0.01, work()))
+    assert lost == 3
+
+
+def test_what_the_work_raises_is_not_taken_for_the_time_being_over() -> None:
+    async def work() -> None:
+        raise asyncio.TimeoutError("its own")
+
+    with pytest.raises(asyncio.TimeoutError, match="its own") as caught:
+        asyncio.run(within(5, work()))
+    assert not isinstance(caught.value, OverTime)

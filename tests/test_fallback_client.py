@@ -24,11 +24,11 @@ from stt_cascade.cascade import fallback_client
 from stt_cascade.cascade.breaker import FAILURES_TO_OPEN, PROBE_INTERVAL_S
 from stt_cascade.cascade.fallback_answer import MAX_ANSWER_BYTES, FallbackError
 from stt_cascade.cascade.fallback_client import KEEPALIVE_S, MAX_CALLS, FallbackClient
-from stt_cascade.cascade.retry_budget import CALLS_PER_RETRY, RESERVE
 from stt_cascade.engine.decoding import MAX_TOKENS
 from stt_cascade.engine.protocol import Options
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
+from stt_sdk._budget import CALLS_PER_RETRY, RESERVE
 
 Scripted = Callable[..., ScriptedFallback]
 

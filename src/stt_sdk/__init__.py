@@ -13,6 +13,7 @@ from stt_sdk._errors import (
     DrainingError,
     FallbackFailedError,
     InternalError,
+    InvalidAnswerError,
     InvalidAudioError,
     InvalidRequestError,
     MethodNotAllowedError,
@@ -27,8 +28,26 @@ from stt_sdk._errors import (
     TimedOut,
     UnauthorizedError,
 )
+from stt_sdk._hosts import HostView
+from stt_sdk._many import Clip, Outcome
+from stt_sdk._pool import STTPool
+from stt_sdk._retry import RetryPolicy
+from stt_sdk._source import Source
+from stt_sdk._stats import Quantiles, Stats
+from stt_sdk._sync import SyncSTTClient, transcribe
+from stt_sdk._telemetry import (
+    AttemptFinished,
+    Escalated,
+    Event,
+    RequestFinished,
+    RequestStarted,
+    Retried,
+    TelemetryHook,
+)
 from stt_sdk._types import (
     Confidence,
+    Health,
+    Readiness,
     Routing,
     Segment,
     Task,
@@ -40,28 +59,47 @@ from stt_sdk._types import (
 from stt_sdk._version import __version__
 
 __all__ = [
+    "AttemptFinished",
     "AudioTooLongError",
+    "Clip",
     "Confidence",
     "ConnectionFailed",
     "DeadlineExceededError",
     "DrainingError",
+    "Escalated",
+    "Event",
     "FallbackFailedError",
+    "Health",
+    "HostView",
     "InternalError",
+    "InvalidAnswerError",
     "InvalidAudioError",
     "InvalidRequestError",
     "MethodNotAllowedError",
     "NotFoundError",
     "NotReadyError",
+    "Outcome",
     "OverloadedError",
     "PayloadTooLargeError",
+    "Quantiles",
     "RateLimitedError",
+    "Readiness",
+    "RequestFinished",
+    "RequestStarted",
     "RequestTimeoutError",
+    "Retried",
+    "RetryPolicy",
     "Routing",
     "STTClient",
     "STTError",
+    "STTPool",
     "Segment",
     "ServiceError",
+    "Source",
+    "Stats",
+    "SyncSTTClient",
     "Task",
+    "TelemetryHook",
     "TimedOut",
     "Timestamps",
     "Timings",
@@ -69,6 +107,7 @@ __all__ = [
     "UnauthorizedError",
     "Word",
     "__version__",
+    "transcribe",
 ]
 
 # A traceback names the class as people import it.

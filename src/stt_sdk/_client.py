@@ -1,58 +1,64 @@
-"""The asynchronous client."""
+"""The asynchronous client of one service, and what it shares with the pool."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from pathlib import Path
+import math
+import ssl
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
-from stt_sdk._errors import BY_TYPE, ConnectionFailed, ServiceError, STTError, TimedOut
-from stt_sdk._types import Task, Timestamps, Transcription
+from stt_sdk import _answer
+from stt_sdk._dispatch import Answer, Dispatcher
+from stt_sdk._hosts import Host
+from stt_sdk._many import Clip, Outcome, Sources, outcomes
+from stt_sdk._request import TranscribeRequest
+from stt_sdk._retry import RetryPolicy
+from stt_sdk._source import Source, prepare
+from stt_sdk._stats import Stats
+from stt_sdk._telemetry import Telemetry, TelemetryHook
+from stt_sdk._transport import Transport
+from stt_sdk._types import Health, Readiness, Task, Timestamps, Transcription
 
 DEFAULT_TIMEOUT = 65.0  # seconds: the service's own deadline is 60, and its error says more
-Source = str | os.PathLike[str] | bytes
+CONCURRENCY = 4
+
+Self = TypeVar("Self", bound="Transcriber")
 
 
-class STTClient:
-    """Talks to one primary (or fallback). An async context manager.
-
-        async with STTClient("http://127.0.0.1:8081", api_key="…") as stt:
-            print((await stt.transcribe("clip.wav")).text)
-
-    Args:
-        base_url: address of the service.
-        api_key: bearer key, where the service wants one.
-        timeout: seconds for a whole call.
-        transport: another way to the wire, for tests.
-
-    Raises:
-        ValueError: the key cannot be sent in a header.
-    """
+class Transcriber:
+    """What `STTClient` and `STTPool` have in common: calls to whatever hosts there are."""
 
     def __init__(
         self,
-        base_url: str,
+        hosts: list[Host],
         *,
-        api_key: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        api_key: str | None,
+        timeout: float,
+        retries: int | RetryPolicy,
+        telemetry: TelemetryHook | Iterable[TelemetryHook],
+        transport: httpx2.AsyncBaseTransport | None,
+        ssl_context: ssl.SSLContext | None,
     ) -> None:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key may hold printable ASCII only")  # which is not shown
-        self._timeout = timeout
-        self._http = httpx2.AsyncClient(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=timeout,
-            transport=transport,
-        )
+        self._headers = {"Accept-Encoding": "identity"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout = _seconds("timeout", timeout)
+        self._transport = transport
+        self._ssl_context = ssl_context
+        self._hosts = hosts
+        self._telemetry = Telemetry([telemetry] if callable(telemetry) else telemetry)
+        policy = retries if isinstance(retries, RetryPolicy) else RetryPolicy(retries)
+        self._dispatcher = Dispatcher(hosts, policy, self._telemetry)
 
-    async def __aenter__(self) -> STTClient:
-        await self._http.__aenter__()
+    async def __aenter__(self: Self) -> Self:
+        await self._start()
         return self
 
     async def __aexit__(
@@ -61,7 +67,21 @@ class STTClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
+        await self.aclose()
+
+    async def _start(self, seconds: float | None = None) -> None:
+        """Before the first call, within so many seconds."""
+
+    async def aclose(self) -> None:
+        """Close all connections; hooks get what is still on its way to them."""
+        for host in tuple(self._hosts):
+            await host.http.aclose()
+        await self._telemetry.aclose()
+
+    @property
+    def stats(self) -> Stats:
+        """Of the calls of the last minute."""
+        return self._dispatcher.stats.snapshot()
 
     async def transcribe(
         self,
@@ -74,79 +94,186 @@ class STTClient:
         deadline: float | None = None,
         request_id: str | None = None,
     ) -> Transcription:
-        """Turn one audio file into text.
+        """Turn one clip into text.
 
         Args:
-            source: path of the file, or its bytes.
+            source: path of the file, its bytes, a file opened in binary mode, an asynchronous
+                iterator or reader of bytes, or a tuple of a NumPy array and its sample rate in Hz:
+                shape (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
             language: ISO 639-1 code; None: detect it.
             prompt: text that biases spelling.
-            deadline: seconds after which the answer is of no use; the service is told.
-            request_id: names the request in the service's logs.
+            task: `translate` writes English.
+            timestamps: whether segments, or words too, get their times.
+            deadline: seconds for all of it, if not the client's `timeout`; the service is told.
+                0 or less: it has passed, and nothing is sent.
+            request_id: names the request in the service's logs; None: one is made.
 
         Raises:
             STTError: see `stt_sdk`'s errors.
             OSError: the file cannot be read.
+            TypeError, ValueError: an argument makes no sense.
         """
-        name, audio = ("audio", source) if isinstance(source, bytes) else _read(source)
+        began = time.monotonic()
+        limit = self._timeout if deadline is None else _number_of_seconds("deadline", deadline)
         fields: dict[str, str] = {"task": task, "timestamps": timestamps}
         if language is not None:
             fields["language"] = language
         if prompt is not None:
             fields["prompt"] = prompt
-        headers = {}
-        if deadline is not None:
-            headers["X-Deadline-Ms"] = str(max(1, int(deadline * 1000)))
-        if request_id is not None:
-            headers["X-Req-Id"] = request_id
-        response = await self._send(
-            "POST", "/v1/transcribe", data=fields, files={"audio": (name, audio)}, headers=headers
-        )
-        try:
-            return Transcription.from_json(response.json())
-        except (ValueError, KeyError, TypeError) as error:
-            raise STTError(f"the answer is not of the agreed form: {error!r}") from error
+        request = TranscribeRequest(await prepare(source), fields, request_id)
+        await self._start(began + limit - time.monotonic())
+        return await self._dispatcher.transcribe(request, limit, began)
 
-    async def health(self) -> dict[str, Any]:
-        """`GET /v1/health`."""
-        return (await self._send("GET", "/v1/health")).json()  # type: ignore[no-any-return]
+    async def transcribe_many(
+        self,
+        sources: Sources,
+        *,
+        concurrency: int = CONCURRENCY,
+        language: str | None = None,
+        prompt: str | None = None,
+        task: Task = "transcribe",
+        timestamps: Timestamps = "none",
+        deadline: float | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Turn many clips into text: what became of each, as they finish.
+
+        Args:
+            sources: each as for `transcribe`, or a `Clip` with a language or prompt of its own;
+                they are taken one by one as there is room, so there may be any number of them.
+            concurrency: calls at once, at least 1.
+            language, prompt, task, timestamps, deadline: as for `transcribe`, of every clip.
+
+        Raises:
+            ValueError: `concurrency` is less than 1.
+            TypeError: `sources` is a single clip.
+            Exception: what the iteration over `sources` raises, once the clips before that are
+                done. What is wrong with one clip is in its outcome.
+        """
+
+        def one(clip: Clip) -> Awaitable[Transcription]:
+            return self.transcribe(
+                clip.source,
+                language=language if clip.language is None else clip.language,
+                prompt=prompt if clip.prompt is None else clip.prompt,
+                task=task,
+                timestamps=timestamps,
+                deadline=deadline,
+            )
+
+        async with aclosing(outcomes(sources, one, concurrency)) as found:
+            async for outcome in found:
+                yield outcome
+
+    async def health(self) -> Health:
+        """`GET /v1/health`.
+
+        Raises:
+            STTError: see `stt_sdk`'s errors.
+        """
+        return await self._get("/v1/health", _answer.health)
+
+    async def ready(self) -> Readiness:
+        """`GET /v1/ready`.
+
+        Raises:
+            STTError: see `stt_sdk`'s errors.
+        """
+        return await self._get("/v1/ready", _answer.readiness)
 
     async def metrics(self) -> dict[str, Any]:
-        """`GET /v1/metrics`: the service's snapshot of itself."""
-        return (await self._send("GET", "/v1/metrics")).json()  # type: ignore[no-any-return]
+        """`GET /v1/metrics`: the service's snapshot of itself.
 
-    async def _send(self, method: str, path: str, **content: Any) -> httpx2.Response:
-        try:
-            # httpx2's own timeout is for each step; a slow drip would never reach it.
-            response = await asyncio.wait_for(
-                self._http.request(method, path, **content), self._timeout
-            )
-        except (httpx2.TimeoutException, asyncio.TimeoutError) as error:
-            raise TimedOut(f"no answer from {self._http.base_url} in time") from error
-        except httpx2.RequestError as error:
-            said = str(error) or type(error).__name__
-            raise ConnectionFailed(f"{self._http.base_url}: {said}") from error
-        if response.status_code != 200:
-            raise _error_of(response)
-        return response
+        Raises:
+            STTError: see `stt_sdk`'s errors.
+        """
+        return await self._get("/v1/metrics", _answer.snapshot)
 
+    async def _get(self, path: str, read: Callable[[httpx2.Response], Answer]) -> Answer:
+        await self._start(self._timeout)
+        return await self._dispatcher.get(path, read, self._timeout)
 
-def _read(path: str | os.PathLike[str]) -> tuple[str, bytes]:
-    # The name matters for one format only (.g722), and tells nobody else where it came from.
-    return Path(path).name, Path(path).read_bytes()
+    def _connect(self, url: str, address: str | None = None) -> Host:
+        """A host that is ready to be asked; no connection is made yet."""
+        http = httpx2.AsyncClient(
+            base_url=url,
+            headers=self._headers,
+            timeout=None,
+            transport=self._transport or Transport(ssl_context=self._ssl_context, address=address),
+        )
+        return Host(url, http, address)
 
 
-def _error_of(response: httpx2.Response) -> ServiceError:
-    type_ = response.headers.get("X-Error-Type", "")
+class STTClient(Transcriber):
+    """Talks to one primary (or fallback). An async context manager.
+
+        async with STTClient("http://127.0.0.1:8081", api_key="…") as stt:
+            print((await stt.transcribe("clip.wav")).text)
+
+    Args:
+        base_url: address of the service.
+        api_key: bearer key, where the service wants one.
+        timeout: seconds for a call, all its attempts included.
+        retries: how often a call is repeated at most that the service did not work on, or a
+            `RetryPolicy`.
+        telemetry: a hook, or several; see `stt_sdk.hooks` for ready-made ones.
+        ssl_context: for a CA of your own; by default what the system trusts.
+        transport: another way to the wire, such as `httpx2.AsyncHTTPTransport(proxy=…)`.
+
+    Raises:
+        ValueError: an argument makes no sense, or the key cannot be sent in a header.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retries: int | RetryPolicy = 2,
+        telemetry: TelemetryHook | Iterable[TelemetryHook] = (),
+        ssl_context: ssl.SSLContext | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        hosts: list[Host] = []
+        super().__init__(
+            hosts,
+            api_key=api_key,
+            timeout=timeout,
+            retries=retries,
+            telemetry=telemetry,
+            transport=transport,
+            ssl_context=ssl_context,
+        )
+        hosts.append(self._connect(checked(base_url)))
+
+
+def checked(base_url: str) -> str:
+    """An address, without what may stand at its end.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        # Not ours: a proxy between, perhaps.
-        message = response.reason_phrase or "no reason given"
-    retry_after = response.headers.get("Retry-After", "")
-    return BY_TYPE.get(type_, ServiceError)(
-        message,
-        status=response.status_code,
-        request_id=response.headers.get("X-Req-Id"),
-        retry_after=float(retry_after) if retry_after.isdigit() else None,
-        fallback_error=response.headers.get("X-Fallback-Error"),
-    )
+        parsed = httpx2.URL(base_url)
+    except (httpx2.InvalidURL, TypeError) as error:
+        raise ValueError(f"{base_url!r} is no address: {error}") from error
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        # It is not shown: errors, logs and metrics name the host by its address.
+        raise ValueError("an address has no user, query or fragment; a key is given as api_key")
+    scheme, port = parsed.scheme, parsed.port or 0
+    if scheme not in ("http", "https") or not parsed.host or port > 65_535:
+        raise ValueError(f"{base_url!r} is no address such as http://127.0.0.1:8081")
+    return str(base_url).rstrip("/")
+
+
+def _seconds(name: str, value: float) -> float:
+    if not _number_of_seconds(name, value) > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return float(value)
+
+
+def _number_of_seconds(name: str, value: float) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (known and math.isfinite(value)):
+        raise ValueError(f"{name} must be a number of seconds, not {value!r}")
+    return float(value)

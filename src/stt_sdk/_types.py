@@ -54,17 +54,73 @@ class Routing:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds; None: that did not happen."""
+    """Milliseconds; None: that did not happen, or, in an error, is not known."""
 
     queue_wait: float | None
     primary_infer: float | None
     fallback_infer: float | None
-    total: float
+    total: float | None
+
+
+@dataclass(frozen=True)
+class Health:
+    """`GET /v1/health`. Uptime in seconds."""
+
+    ok: bool
+    service: str
+    model: str
+    device: str
+    commit: str
+    version: str
+    uptime_s: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Health:
+        """Read an answer.
+
+        Raises:
+            KeyError, TypeError: it is not of the agreed form.
+        """
+        return cls(
+            ok=_read(data, "ok", bool),
+            service=_read(data, "service", str),
+            model=_read(data, "model", str),
+            device=_read(data, "device", str),
+            commit=_read(data, "commit", str),
+            version=_read(data, "version", str),
+            uptime_s=_read(data, "uptime_s", *_NUMBER),
+        )
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """`GET /v1/ready`: whether a request would be taken now, and the state behind that."""
+
+    ready: bool
+    state: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Readiness:
+        """Read an answer.
+
+        Raises:
+            KeyError, TypeError: it is not of the agreed form.
+        """
+        return cls(_read(data, "ready", bool), _read(data, "state", str))
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """One clip's text and everything that is known about it. Durations in seconds."""
+    """One clip's text and everything that is known about it. Durations in seconds.
+
+    Attributes:
+        language_checked: whether the language was detected, so that its gate applied; a fallback
+            has no gates. None: the service did not say.
+        fallback_error: why the fallback gave no text, in a degraded answer: `cause: sentence`.
+        host: address that answered.
+        attempts: how often the call was made.
+        elapsed: seconds that the caller waited, all attempts included.
+    """
 
     text: str
     language: str | None
@@ -77,51 +133,89 @@ class Transcription:
     segments: tuple[Segment, ...]
     timings_ms: Timings
     request_id: str
+    language_checked: bool | None = None
+    fallback_error: str | None = None
+    host: str = ""
+    attempts: int = 1
+    elapsed: float = 0.0
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Transcription:
+    def from_json(
+        cls, data: Mapping[str, Any], headers: Mapping[str, str] | None = None, **call: Any
+    ) -> Transcription:
         """Read an answer.
+
+        Args:
+            headers: of the answer; names in any case.
+            call: `host`, `attempts` and `elapsed`.
 
         Raises:
             KeyError, TypeError: it is not of the agreed form.
         """
-        confidence, routing, timings = data["confidence"], data["routing"], data["timings_ms"]
+        headers = {} if headers is None else headers
+        checked = headers.get("X-Lang-Check-Applicable")
+        confidence = _read(data, "confidence", dict)
+        routing = _read(data, "routing", dict)
+        timings = _read(data, "timings_ms", dict)
         return cls(
-            text=data["text"],
-            language=data["language"],
-            language_probability=data["language_probability"],
-            duration=data["duration"],
-            speech_duration=data["speech_duration"],
-            model=data["model"],
+            text=_read(data, "text", str),
+            language=_read(data, "language", str, _NoneType),
+            language_probability=_read(data, "language_probability", *_NUMBER, _NoneType),
+            duration=_read(data, "duration", *_NUMBER),
+            speech_duration=_read(data, "speech_duration", *_NUMBER),
+            model=_read(data, "model", str),
             confidence=Confidence(
-                confidence["logprob"], confidence["weakest"], confidence["words"]
+                _read(confidence, "logprob", *_NUMBER, _NoneType),
+                _read(confidence, "weakest", *_NUMBER, _NoneType),
+                _read(confidence, "words", int),
             ),
             routing=Routing(
-                tier=routing["tier"],
-                fallback_used=routing["fallback_used"],
-                reason=routing["reason"],
-                below=tuple(routing["below"]),
-                degraded=routing["degraded"],
+                tier=_read(routing, "tier", str),
+                fallback_used=_read(routing, "fallback_used", bool),
+                reason=_read(routing, "reason", str),
+                below=tuple(str(gate) for gate in _read(routing, "below", list)),
+                degraded=_read(routing, "degraded", bool),
             ),
-            segments=tuple(
-                Segment(
-                    start=segment["start"],
-                    end=segment["end"],
-                    text=segment["text"],
-                    avg_logprob=segment["avg_logprob"],
-                    no_speech_prob=segment["no_speech_prob"],
-                    words=tuple(
-                        Word(word["start"], word["end"], word["word"], word["probability"])
-                        for word in segment["words"]
-                    ),
-                )
-                for segment in data["segments"]
-            ),
+            segments=tuple(_segment(segment) for segment in _read(data, "segments", list)),
             timings_ms=Timings(
-                timings["queue_wait"],
-                timings["primary_infer"],
-                timings["fallback_infer"],
-                timings["total"],
+                *(
+                    _read(timings, name, *_NUMBER, _NoneType)
+                    for name in ("queue_wait", "primary_infer", "fallback_infer", "total")
+                )
             ),
-            request_id=data["request_id"],
+            request_id=_read(data, "request_id", str),
+            language_checked=None if checked is None else checked == "true",
+            fallback_error=headers.get("X-Fallback-Error"),
+            **call,
         )
+
+
+_NoneType = type(None)
+_NUMBER = (int, float)
+
+
+def _read(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """A value of JSON, which must be of one of these kinds; a truth value is no number."""
+    value = data[name]
+    if type(value) not in kinds:
+        raise TypeError(f"{name} is {type(value).__name__}")
+    return value
+
+
+def _segment(data: Mapping[str, Any]) -> Segment:
+    return Segment(
+        start=_read(data, "start", *_NUMBER),
+        end=_read(data, "end", *_NUMBER),
+        text=_read(data, "text", str),
+        avg_logprob=_read(data, "avg_logprob", *_NUMBER),
+        no_speech_prob=_read(data, "no_speech_prob", *_NUMBER),
+        words=tuple(
+            Word(
+                _read(word, "start", *_NUMBER),
+                _read(word, "end", *_NUMBER),
+                _read(word, "word", str),
+                _read(word, "probability", *_NUMBER),
+            )
+            for word in _read(data, "words", list)
+        ),
+    )

@@ -17,7 +17,7 @@ import httpx2
 import structlog
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
-from stt_cascade.admission.deadline import Deadline, within
+from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
 from stt_cascade.answer import Answer
 from stt_cascade.cascade.breaker import PROBE_INTERVAL_S, CircuitBreaker
@@ -28,10 +28,11 @@ from stt_cascade.cascade.fallback_answer import (
     FallbackError,
     read,
 )
-from stt_cascade.cascade.retry_budget import RetryBudget
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
+from stt_sdk._budget import RetryBudget
+from stt_sdk._within import OverTime, within
 
 log = structlog.get_logger("stt.fallback")
 
@@ -192,7 +193,7 @@ class FallbackClient:
     async def _exchange_within(self, seconds: float, upload: Upload, record: Record) -> Answer:
         try:
             return await within(seconds, self._exchange(seconds, upload, record))
-        except asyncio.TimeoutError:
+        except OverTime:
             raise FallbackError("timeout", "the fallback did not answer in time") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             # Nothing was sent, so asking again cannot make the work be done twice.

@@ -15,11 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
-import httpx2
-
 from stt_cascade.cli.child import DRAIN_TIMEOUT_S, HOST, Child
 from stt_cascade.cli.hardware import Recipe
 from stt_cascade.weights import find
+from stt_sdk import STTClient, STTError
 
 POLL = 0.2  # seconds
 # How far from the wanted port another one is looked for.
@@ -189,9 +188,8 @@ class Stack:
     async def _until_ready(self, child: Child, url: str) -> None:
         end = asyncio.ensure_future(child.process.wait())
         try:
-            # No proxy stands between two processes of one machine.
-            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=2.0) as client:
-                while not await _answers(client, "/v1/ready"):
+            async with STTClient(url, timeout=2.0) as client:
+                while not await _ready(client):
                     await asyncio.wait({end}, timeout=POLL)
                     self.check()
         finally:
@@ -262,8 +260,8 @@ def as_env(settings: Mapping[str, object]) -> str:
     return "".join(lines)
 
 
-async def _answers(client: httpx2.AsyncClient, path: str) -> bool:
+async def _ready(client: STTClient) -> bool:
     try:
-        return (await client.get(path)).status_code == 200
-    except httpx2.TransportError:
+        return (await client.ready()).ready
+    except STTError:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from stt_cascade.cli.endpoint import Endpoint, find
-from stt_sdk import STTClient, STTError, Transcription
+from stt_sdk import Clip, STTClient, Transcription
 
 # Enough to keep a small box busy without filling its queue.
 CONCURRENCY = 2
 # From here on a bar is worth its line.
 MANY = 4
 
-Outcome = Transcription | STTError | OSError
+Outcome = Transcription | Exception
 
 
 def transcribe(
@@ -83,6 +83,7 @@ async def gather(
 ) -> list[tuple[Path, Outcome]]:
     """What became of each file, in their order; a progress bar if they are many."""
     found: dict[int, Outcome] = {}
+    clips = [Clip(file, language) for file, language in zip(files, languages, strict=True)]
     console = Console(stderr=True)
     with Progress(
         TextColumn("transcribing"),
@@ -93,40 +94,11 @@ async def gather(
         disable=len(files) < MANY or not console.is_terminal,
     ) as progress:
         task = progress.add_task("", total=len(files))
-        async for index, outcome in outcomes(endpoint, files, languages, concurrency):
-            found[index] = outcome
-            progress.advance(task)
+        async with STTClient(endpoint.url, api_key=endpoint.key) as client:
+            async for done in client.transcribe_many(clips, concurrency=concurrency):
+                found[done.index] = done.value
+                progress.advance(task)
     return [(file, found[index]) for index, file in enumerate(files)]
-
-
-async def outcomes(
-    endpoint: Endpoint,
-    files: Sequence[Path],
-    languages: Sequence[str | None],
-    concurrency: int = CONCURRENCY,
-) -> AsyncIterator[tuple[int, Outcome]]:
-    """What became of each file, by its index, as they finish."""
-    done: asyncio.Queue[tuple[int, Outcome]] = asyncio.Queue()
-    waiting = iter(enumerate(zip(files, languages, strict=True)))
-
-    async with STTClient(endpoint.url, api_key=endpoint.key) as client:
-
-        async def work() -> None:
-            for index, (file, language) in waiting:
-                try:
-                    outcome: Outcome = await client.transcribe(file, language=language)
-                except (STTError, OSError) as error:
-                    outcome = error
-                done.put_nowait((index, outcome))
-
-        workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
-        try:
-            for _ in files:
-                yield await done.get()
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
 
 
 def _as_json(file: Path, outcome: Outcome) -> dict[str, object]:

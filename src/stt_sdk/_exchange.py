@@ -1,0 +1,69 @@
+"""One request and its answer, within a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import httpx2
+
+from stt_sdk import _answer
+from stt_sdk._errors import ConnectionFailed, TimedOut
+from stt_sdk._hosts import Host
+from stt_sdk._request import SourceFailed, TranscribeRequest
+from stt_sdk._within import OverTime, within
+
+CONNECT_TIMEOUT_S = 2.0
+_TIMEOUT = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)  # the deadline bounds the rest
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+async def exchange(
+    host: Host,
+    seconds: float,
+    method: str,
+    path: str,
+    request: TranscribeRequest | None = None,
+    headers: dict[str, str] | None = None,
+) -> httpx2.Response:
+    """An answer, whatever its status.
+
+    Raises:
+        ConnectionFailed, TimedOut: there is none.
+        InvalidAnswerError: a 200 that cannot be read.
+        SourceFailed: the clip's source raised something while it was being sent.
+    """
+    try:
+        return await within(seconds, _send(host, method, path, request, headers))
+    except Exception as error:
+        if request is not None and request.failure is not None:
+            # Whatever the way here made of it, or if it looks like one of our own.
+            raise SourceFailed(request.failure) from None
+        if isinstance(error, OverTime):
+            starved = request is not None and request.starved
+            why = ": by then the source had not given all of its bytes" if starved else ""
+            raise TimedOut(f"no answer within {seconds:.3g} s{why}", starved=starved) from None
+        if isinstance(error, httpx2.RequestError):
+            said = str(error) or type(error).__name__
+            if isinstance(error, NEVER_SENT):
+                raise ConnectionFailed(f"cannot connect: {said}", sent=False) from error
+            raise ConnectionFailed(f"the connection broke: {said}", sent=True) from error
+        raise
+
+
+async def _send(
+    host: Host,
+    method: str,
+    path: str,
+    request: TranscribeRequest | None,
+    headers: dict[str, str] | None,
+) -> httpx2.Response:
+    """The one function that touches the wire."""
+    content = request.content() if request else None
+    try:
+        async with host.http.stream(
+            method, host.address_of(path), content=content, headers=headers, timeout=_TIMEOUT
+        ) as response:
+            return await _answer.received(response)
+    finally:
+        if isinstance(content, AsyncGenerator):
+            await content.aclose()  # it may not have been wanted to its end: a file is open
