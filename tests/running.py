@@ -74,6 +74,11 @@ class RunningTier:
         assert isinstance(self.engine, FakeEngine)
         return self.engine
 
+    @property
+    def requests(self) -> int:
+        """How many have come so far, whatever they were for."""
+        return self._server.server_state.total_requests
+
     def wait_until_ready(self) -> None:
         until(lambda: self.get("/v1/ready").status_code == 200, "the tier is ready")
 

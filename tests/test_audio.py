@@ -10,6 +10,7 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.audio.stream import AudioStream
 
 from stt_cascade.audio.decode import decode
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
@@ -214,6 +215,51 @@ def test_an_absurd_sampling_rate_is_named(rate: int) -> None:
 
 def test_too_many_channels_are_counted() -> None:
     assert "9 channels" in reason(wav(np.zeros((SAMPLE_RATE, 9), np.float32)))
+
+
+def several(codec: str, streams: int = 1) -> bytes:
+    """A Matroska file with so many streams of 0.5 s."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        made = [output.add_stream(codec, rate=SAMPLE_RATE, layout="mono") for _ in range(streams)]
+        for stream in made:
+            assert isinstance(stream, AudioStream)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+            frame.rate = SAMPLE_RATE
+            resampler = av.AudioResampler(stream.format, "mono", SAMPLE_RATE, stream.frame_size)
+            for packed in [*resampler.resample(frame), *resampler.resample(None)]:
+                output.mux(stream.encode(packed))
+            output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_silence_of_many_channels_at_a_high_rate_cannot_be_packed_small() -> None:
+    shape = (int(0.9 * 192_000), 8)
+    loud = wav(np.random.default_rng(1).uniform(-0.5, 0.5, shape).astype(np.float32), 192_000)
+    assert seconds(decoded(loud, max_seconds=1)) == pytest.approx(0.9, abs=0.001)
+    packed = io.BytesIO()
+    with av.open(packed, "w", format="flac") as output:
+        stream = output.add_stream("flac", rate=192_000, layout="7.1", format="s16")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, shape[0] * 8), np.int16), "s16", "7.1")
+        frame.rate = 192_000
+        assert isinstance(stream, AudioStream)
+        resampler = av.AudioResampler("s16", "7.1", 192_000, 4608)
+        for block in [*resampler.resample(frame), *resampler.resample(None)]:
+            output.mux(stream.encode(block))
+        output.mux(stream.encode(None))
+    with pytest.raises(InvalidAudio, match="too many for its size"):
+        decode(packed.getvalue(), max_seconds=1)
+
+
+@pytest.mark.parametrize("codec", ["tta", "wavpack"])
+def test_a_codec_that_nobody_speaks_in_is_refused(codec: str) -> None:
+    """FFmpeg has its decoder, as it has those of games."""
+    assert "codec that is not supported" in reason(several(codec))
+
+
+def test_too_many_streams_are_counted() -> None:
+    assert seconds(decoded(several("pcm_s16le", 32))) == 0.5
+    assert "33 streams" in reason(several("pcm_s16le", 33))
 
 
 def test_too_long_is_another_refusal_and_ends_the_decoding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,11 +33,13 @@ def upload(clip: bytes | None = None) -> bytes:
 
 
 @contextmanager
-def who_hangs_up(tier: RunningTier, clip: bytes | None = None) -> Iterator[None]:
+def who_hangs_up(
+    tier: RunningTier, clip: bytes | None = None, followed_by: bytes = b""
+) -> Iterator[socket.socket]:
     """A caller who goes away at the block's end, which is left when the service knows it."""
     with capture_logs() as lines:
-        with tier.connect(upload(clip)):
-            yield
+        with tier.connect(upload(clip) + followed_by) as connection:
+            yield connection
         until(lambda: any(line.get("status") == 499 for line in lines), "the caller is missed")
 
 
@@ -134,13 +137,24 @@ def test_the_queue_is_eight_times_the_slots_by_default(tiers: Tiers) -> None:
     assert [call.result().status_code for call in calls] == [200] * 9
 
 
-def test_a_caller_who_goes_away_leaves_the_queue(tiers: Tiers) -> None:
+ANOTHER = b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("at_once", "later"),
+    [(b"", b""), (ANOTHER, b""), (b"", ANOTHER), (b"", b"rubbish\r\n\r\n")],
+    ids=["nothing else", "another request", "later another request", "later rubbish"],
+)
+def test_a_caller_who_goes_away_leaves_the_queue_whatever_else_he_sent(
+    tiers: Tiers, at_once: bytes, later: bytes
+) -> None:
     engine = FakeEngine(holds=threading.Event())
     tier = tiers.fallback(engine, max_concurrency=1)
     first = tier.begin(wav(silence(1)))
     engine.wait_for(1)
-    with who_hangs_up(tier, wav(silence(2))):
+    with who_hangs_up(tier, wav(silence(2)), at_once) as connection:
         tier.wait_for_queue(1)
+        connection.sendall(later)
     tier.wait_for_queue(0)
     last = tier.begin(wav(silence(3)))
     tier.wait_for_queue(1)
@@ -183,6 +197,21 @@ def test_slots_come_back_after_every_kind_of_end(tiers: Tiers) -> None:
         engine.raises = None
         assert tier.transcribe().status_code == 200
     until(lambda: tier.get("/v1/metrics").json()["in_flight"] == 0, "the slot is free")
+
+
+def test_each_request_is_answered_refused_or_abandoned(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    tier = tiers.fallback(engine, max_concurrency=1)
+    with who_hangs_up(tier):
+        engine.wait_for(1)
+    with who_hangs_up(tier):
+        tier.wait_for_queue(1)
+    engine.let_go()
+    assert [tier.transcribe().status_code, tier.transcribe(b"no").status_code] == [200, 400]
+    counts = tier.get("/v1/metrics").json()["counts"]
+    assert (counts["answered"], counts["errors"], counts["abandoned"]) == (1, 1, 2)
+    assert counts["requests"] == tier.metric("stt_requests_total", endpoint=TRANSCRIBE) == 4
+    assert tier.metric("stt_requests_abandoned_total") == 2
 
 
 def test_abandoned_requests_are_no_decided_ones(tiers: Tiers) -> None:

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from fakes import PRIMARY_KEY
-from running import TRANSCRIBE, RunningTier, Tiers
+from running import TRANSCRIBE, RunningTier, Tiers, read_response
 
 OURS, ANOTHER = "https://app.example", "https://evil.example"
 
@@ -52,6 +52,19 @@ def test_a_preflight_needs_no_key(tier: RunningTier) -> None:
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == OURS
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+
+
+@pytest.mark.parametrize("body", ["Content-Length: 9000000000", "Transfer-Encoding: chunked"])
+def test_no_body_comes_in_behind_a_preflight(tier: RunningTier, body: str) -> None:
+    """18 GB did in 8 s, without a key."""
+    request = (
+        f"OPTIONS {TRANSCRIBE} HTTP/1.1\r\nHost: t\r\nOrigin: {OURS}\r\n"
+        f"Access-Control-Request-Method: POST\r\n{body}\r\n\r\n"
+    )
+    with tier.connect(request.encode()) as connection:
+        status, headers, _ = read_response(connection)
+        assert (status, headers["connection"]) == (200, "close")
+        assert connection.recv(1) == b""
 
 
 def test_another_origin_is_not_let_in(tier: RunningTier) -> None:

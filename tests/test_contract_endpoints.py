@@ -145,6 +145,7 @@ def test_the_snapshot_counts_what_happened(tiers: Tiers) -> None:
         "requests": 3,
         "answered": 2,
         "errors": 1,
+        "abandoned": 0,
         "no_speech": 0,
         "fallback_used": 1,
         "fallback_skipped": 1,

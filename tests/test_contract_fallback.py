@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from fakes import FALLBACK_KEY, FakeEngine, Reply, ScriptedFallback, answer_of_f
 from running import RunningTier, Tiers, primary_config
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
-from stt_cascade.cascade.fallback_answer import FallbackError
+from stt_cascade.cascade.fallback_answer import MAX_ANSWER_BYTES, FallbackError
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.engine.protocol import Options
 from stt_cascade.record import Record
@@ -123,11 +124,23 @@ def test_a_fallback_that_does_not_know_the_key(tiers: Tiers) -> None:
         Reply(200, b'{"text": '),
         Reply(200, answer_of_fallback(confidence={"logprob": "high", "weakest": 1, "words": 1})),
         Reply(200, b"\xff\xfe"),
+        # Nothing is decompressed: a few bytes could become gigabytes.
+        Reply(
+            200,
+            gzip.compress(json.dumps(answer_of_fallback()).encode()),
+            {"Content-Encoding": "gzip"},
+        ),
     ],
-    ids=["html", "empty", "half", "cut", "types", "bytes"],
+    ids=["html", "empty", "half", "cut", "types", "bytes", "gzip"],
 )
 def test_a_fallback_that_talks_rubbish(tiers: Tiers, scripted: Scripted, reply: Reply) -> None:
     check_502(doubtful(tiers, scripted(reply)).transcribe(), "not of the agreed form")
+
+
+def test_a_fallback_that_says_too_much(tiers: Tiers, scripted: Scripted) -> None:
+    """Its answer would be one, but for the white space before it."""
+    reply = Reply(200, b" " * MAX_ANSWER_BYTES + json.dumps(answer_of_fallback()).encode())
+    check_502(doubtful(tiers, scripted(reply)).transcribe(), "longer than 16777216 bytes")
 
 
 @pytest.mark.parametrize("status", [204, 302, 404, 413, 500, 502])

@@ -18,6 +18,7 @@ ENDPOINT = "/v1/transcribe"
 PROMISED = {
     "stt_requests": ("counter", {"endpoint"}),
     "stt_requests_exceptions": ("counter", {"endpoint", "type"}),
+    "stt_requests_abandoned": ("counter", set()),
     "stt_fallback": ("counter", {"result"}),
     "stt_request_total_seconds": ("histogram", set()),
     "stt_primary_infer_seconds": ("histogram", set()),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import struct
+import sys
 import tempfile
+import termios
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ from stt_cascade.audio import decoders as module
 from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
 from stt_cascade.audio.decode import decode
 from stt_cascade.audio.decoders import Decoders
+from stt_cascade.engine.protocol import Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 from tones import CONTAINERS, encoded, pitch, silence, tone, wav
 
@@ -40,6 +46,24 @@ def pid(decoders: Decoders) -> int:
     process = decoders._idle.get(timeout=PATIENCE)
     decoders._idle.put(process)
     return process._child.pid
+
+
+@contextmanager
+def in_the_middle_of_a_file(decoders: Decoders) -> Iterator[tuple[int, Future[Samples]]]:
+    """The process, which has a file and stands still, and the caller who waits for it."""
+    process = decoders._idle.get(timeout=PATIENCE)
+    victim = process._child.pid
+    os.kill(victim, signal.SIGSTOP)
+    decoders._idle.put(process)
+    with ThreadPoolExecutor(1) as caller:
+        answer = caller.submit(decoders.decode, wav(tone(1.0)), max_seconds=10)
+        until(lambda: unread(process._socket) > 0, "it has been given the file")
+        yield victim, answer
+
+
+def unread(connection: socket.socket) -> int:
+    """Bytes that the other side has still to take."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def gone(process: int) -> bool:
@@ -90,10 +114,7 @@ def test_it_knows_no_secret_of_the_environment(
 def test_a_file_that_kills_its_process_is_refused_and_the_next_one_is_heard(
     decoders: Decoders,
 ) -> None:
-    victim = pid(decoders)
-    os.kill(victim, signal.SIGSTOP)  # so that it is killed in the middle of the work
-    with ThreadPoolExecutor(1) as caller, capture_logs() as logs:
-        refused = caller.submit(decoders.decode, wav(tone(1.0)), max_seconds=10)
+    with capture_logs() as logs, in_the_middle_of_a_file(decoders) as (victim, refused):
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(InvalidAudio, match="cannot be decoded: its decoder ended"):
             refused.result(PATIENCE)
@@ -120,12 +141,47 @@ def test_a_file_that_takes_too_much_processor_time_is_refused(
     decoders: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel counts: here for a process that has nothing left of its budget."""
+    with capture_logs(), in_the_middle_of_a_file(decoders) as (victim, refused):
+        os.kill(victim, signal.SIGXCPU)
+        os.kill(victim, signal.SIGCONT)
+        with pytest.raises(InvalidAudio, match="too much processor time"):
+            refused.result(PATIENCE)
+
+
+def test_a_process_that_was_killed_while_idle_costs_nobody_his_answer(decoders: Decoders) -> None:
+    """The kernel may do so when memory is short, long before the next file comes."""
     victim = pid(decoders)
+    os.kill(victim, signal.SIGKILL)
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+    with capture_logs() as logs:
+        assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    assert [line["event"] for line in logs] == ["an idle decoder was gone"]
+
+
+def test_a_taken_over_process_that_drips_its_answer_is_ended(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = decoders._idle.get(timeout=PATIENCE)
-    os.kill(victim, signal.SIGXCPU)
+    ours, theirs = socket.socketpair()
+    process._socket.close()
+    process._socket = ours
     decoders._idle.put(process)
-    with capture_logs(), pytest.raises(InvalidAudio, match="too much processor time"):
-        decoders.decode(wav(tone(1.0)), max_seconds=10)
+    monkeypatch.setattr(module, "WALL_PER_CPU", 0.05)
+    over = threading.Event()
+
+    def drip() -> None:
+        with suppress(OSError):  # it is closed in the middle
+            theirs.sendall(REPLY.pack(SAMPLES, 4 * 16_000))
+            for _ in range(300):
+                theirs.sendall(b"x")
+                over.wait(0.01)
+        theirs.close()
+
+    with ThreadPoolExecutor(1) as other, capture_logs():
+        other.submit(drip)
+        with pytest.raises(InvalidAudio, match="it takes too long"):
+            decoders.decode(wav(tone(1.0)), max_seconds=10)
+        over.set()
 
 
 @pytest.mark.parametrize(
@@ -199,9 +255,31 @@ def test_processes_end_when_their_service_closes_them() -> None:
     assert all(gone(process._child.pid) for process in found)
 
 
+def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        child = module._popen(theirs.fileno(), 0)
+    ours.close()
+    assert child.wait(PATIENCE) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one = Decoders(1)
     one.start()
     assert list(tmp_path.iterdir()) == []
     one.close()
+
+
+def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short it is tried again every second."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match="did not start"):
+        Decoders(1).start()
+    assert list(tmp_path.iterdir()) == []

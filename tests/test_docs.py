@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import hashlib
 import inspect
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx2
 import pytest
 import typer
 import uvicorn
@@ -24,9 +21,9 @@ from pydantic.fields import FieldInfo
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-import stt_sdk
 from fakes import FakeEngine
 from faults.rows import ROWS
+from pages import PAGES, ROOT, SRC, blocks, codes, mentions, named, prose, rows, shell_lines
 from running import until
 from stt_cascade.admission import uploads
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
@@ -53,70 +50,16 @@ from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
 
-ROOT = Path(__file__).parent.parent
-SRC = ROOT / "src"
-PAGES = sorted(
-    page for pattern in ("*.md", "docs/**/*.md", "samples/**/*.md") for page in ROOT.glob(pattern)
-)
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
     *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
 REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent"}
 # A request part that an example gets wrong on purpose.
 WRONG_PART = "lang"
-
-
-# Reading the pages
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-def blocks(page: Path | str, language: str) -> list[str]:
-    """The fenced blocks of that language."""
-    fenced = rf"^```{language}\n(.*?)^```$"
-    return re.findall(fenced, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-
-
-def codes(text: str) -> list[str]:
-    """What stands between backticks."""
-    return re.findall(r"`([^`\n]+)`", text)
-
-
-def rows(page: str, under: str) -> list[list[str]]:
-    """The cells of the first table under a heading, its header left out."""
-    _, heading, rest = f"\n{prose(ROOT / page)}".partition(f"\n{under}\n")
-    assert heading, f"{page} has no heading {under!r}"
-    lines = rest[rest.index("\n|") :].strip().splitlines()
-    table = lines[: next((n for n, line in enumerate(lines) if line[:1] != "|"), len(lines))]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
-
-
-def named(page: str, under: str) -> list[str]:
-    """What the first cells of that table name, in order."""
-    return [code for row in rows(page, under) for code in codes(row[0])]
-
-
-def shell_lines() -> list[str]:
-    """Every command that a page tells to type, continuation lines joined."""
-    return [
-        line.removeprefix("$ ")
-        for page in PAGES
-        for text in blocks(page, "console")
-        for line in text.replace("\\\n", " ").splitlines()
-        if line.startswith("$ ")
-    ]
-
-
-def mentions() -> Iterator[tuple[str, str]]:
-    """Everything between backticks, with the page where it stands."""
-    for page in PAGES:
-        yield from ((page.name, code) for code in codes(prose(page)))
 
 
 # Settings
@@ -448,67 +391,6 @@ def test_the_documented_requests_are_possible(app: FastAPI) -> None:
             assert key in [known.get_secret_value() for known in keys], line
 
 
-# The client
-
-
-def test_the_tree_of_errors_is_the_clients() -> None:
-    (tree,) = blocks("docs/sdk.md", "text")
-    assert tree.strip() in (inspect.getdoc(stt_sdk._errors) or "")
-    path: list[type] = []
-    seen = set()
-    for line in tree.splitlines():
-        indent, name, status, type_, retryable = re.fullmatch(  # type: ignore[union-attr]
-            r"([│├└─ ]*)(\w+) *(?:(\d{3}) (\w+))? *(retryable)?.*", line
-        ).groups()
-        kind = getattr(stt_sdk, name)
-        path[len(indent) // 4 :] = [kind]
-        assert kind.__bases__[0] is (path[-2] if len(path) > 1 else Exception)
-        assert kind.retryable is bool(retryable)
-        assert getattr(kind, "type", "") == (type_ or "")
-        if type_:
-            statuses = {each.type: str(each.status) for each in Refusal.__subclasses__()}
-            assert statuses[type_] == status
-        seen.add(name)
-    public = {name: getattr(stt_sdk, name) for name in stt_sdk.__all__}
-    assert seen == {
-        name
-        for name, kind in public.items()
-        if inspect.isclass(kind) and issubclass(kind, Exception)
-    }
-
-
-def signature(name: str, function: Any) -> str:
-    parameters = list(inspect.signature(function).parameters.values())
-    shown = [
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
-        for p in parameters
-        if p.name != "self"
-    ]
-    return f"{name}({', '.join(shown)})".replace("'", '"')
-
-
-def test_every_method_of_the_client_is_there_with_its_signature() -> None:
-    client = stt_sdk.STTClient
-    methods = {n: m for n, m in vars(client).items() if inspect.isfunction(m) and n[0] != "_"}
-    assert named("docs/sdk.md", "# The client") == [signature(n, m) for n, m in methods.items()]
-    assert signature("STTClient", client) in codes(prose(ROOT / "docs/sdk.md"))
-
-
-def test_the_example_of_the_client_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = blocks("docs/api.md", "json")[0]
-    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=text))
-    client = functools.partial(stt_sdk.STTClient, transport=transport)
-    monkeypatch.setattr(stt_sdk, "STTClient", client)
-    monkeypatch.chdir(tmp_path)
-    Path("clip.wav").write_bytes(b"RIFF")
-    Path("example.py").write_text(blocks("docs/sdk.md", "python")[0])
-    runpy.run_path("example.py")
-    expected = Answer.model_validate_json(text)
-    assert capsys.readouterr().out == f"{expected.text} by {expected.routing.tier}\n"
-
-
 # Names and links anywhere in the pages
 
 
@@ -518,7 +400,10 @@ def test_no_page_names_what_does_not_exist(app: FastAPI) -> None:
         *named("docs/api.md", "## Response headers"),
         *named("docs/api.md", "### Request headers"),
     }
-    metrics = set(named("docs/api.md", "## Prometheus metrics"))
+    metrics = {
+        *named("docs/api.md", "## Prometheus metrics"),
+        *named("docs/sdk.md", "### Prometheus"),
+    }
     modules = {path.stem for path in SRC.iterdir()}
     paths = {endpoint.split()[1] for endpoint in endpoints(app)}
     for page, code in mentions():
@@ -532,16 +417,18 @@ def test_no_page_names_what_does_not_exist(app: FastAPI) -> None:
         elif match := re.fullmatch(r"(?:GET |POST )?(/(?:v1/)?\w+(?:\.json)?)", code):
             assert match[1] in paths, where
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/|\.py|\.md)", code):
-            assert any((base / code).exists() for base in (ROOT, SRC, SRC / "stt_cascade")), where
+            bases = (ROOT, SRC, SRC / "stt_cascade", SRC / "stt_sdk")
+            assert any((base / code).exists() for base in bases), where
 
 
 def test_every_room_has_a_row() -> None:
-    rooms = {
-        path.name + "/" * path.is_dir()
-        for path in (SRC / "stt_cascade").iterdir()
-        if not path.name.startswith("__")
-    }
-    assert set(named("docs/architecture.md", "## The rooms")) == rooms
+    for heading, package in (("## The rooms", "stt_cascade"), ("## The client", "stt_sdk")):
+        rooms = {
+            path.name + "/" * path.is_dir()
+            for path in (SRC / package).iterdir()
+            if not path.name.startswith("__") and path.name != "py.typed"
+        }
+        assert set(named("docs/architecture.md", heading)) == rooms
 
 
 def test_every_promise_is_shown_by_tests_that_there_are() -> None:

@@ -75,8 +75,8 @@ def test_invalid_request(tiers: Tiers) -> None:
 def test_invalid_audio(tiers: Tiers) -> None:
     error = error_of(tiers.fallback(), b"no audio")
     check(error, "InvalidAudioError", 400, says="audio")
-    assert error.timings is not None and error.timings.total is not None
-    assert error.timings.primary_infer is None
+    assert error.timings_ms is not None and error.timings_ms.total is not None
+    assert error.timings_ms.primary_infer is None
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])
@@ -135,8 +135,12 @@ def test_fallback_failed(tiers: Tiers, nobody: str) -> None:
     assert error.fallback_error.startswith("unreachable: ")
     assert error.reason == "low_confidence"
     assert "logprob" in error.below
-    assert error.timings is not None
-    times = (error.timings.queue_wait, error.timings.primary_infer, error.timings.fallback_infer)
+    assert error.timings_ms is not None
+    times = (
+        error.timings_ms.queue_wait,
+        error.timings_ms.primary_infer,
+        error.timings_ms.fallback_infer,
+    )
     assert all(time is not None for time in times)
 
 
@@ -167,7 +171,7 @@ def test_deadline_exceeded(tiers: Tiers) -> None:
     tier = tiers.fallback(FakeEngine(holds=threading.Event()), request_timeout_s=0.2)
     error = error_of(tier)
     check(error, "DeadlineExceededError", 504, says="the timings")
-    assert error.timings is not None and error.timings.total is not None
+    assert error.timings_ms is not None and error.timings_ms.total is not None
 
 
 def test_each_type_of_the_contract_has_its_class() -> None:
@@ -234,6 +238,14 @@ def test_a_connection_that_breaks_after_the_clip_went_out(scripted: Scripted, fa
 def test_an_answer_that_does_not_come_or_does_not_end(scripted: Scripted, fault: Fault) -> None:
     error = error_of(scripted(Reply(fault=fault)), deadline=0.3)
     check(error, "TimedOut", None, says="stt_queue_depth")
+    assert isinstance(error, stt_sdk.TimedOut) and not error.starved
+
+
+def test_a_source_that_has_given_all_is_not_blamed(scripted: Scripted) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield CLIP
+
+    error = error_of(scripted(Reply(fault="silence")), stream(), deadline=0.3)
     assert isinstance(error, stt_sdk.TimedOut) and not error.starved
 
 
@@ -325,7 +337,7 @@ def test_a_proxy_s_own_page_is_told_from_the_service_s_answer(scripted: Scripted
     page = b"<html><h1>502 Bad Gateway</h1>" + b"x" * 100_000
     error = error_of(scripted(Reply(502, page)), retries=2)
     check(error, "ServiceError", 502, says="Bad Gateway; this is not the service's own answer")
-    assert error.timings == Timings(None, None, None, None)
+    assert error.timings_ms == Timings(None, None, None, None)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -387,7 +399,7 @@ def test_headers_that_are_not_ascii_or_no_numbers_do_no_harm(scripted: Scripted)
     for encoding in ("utf-8", "latin-1"):
         error = error_of(scripted(Reply(raw=raw.encode(encoding))))
         check(error, "InternalError", 500, says="M")
-        assert error.timings == Timings(None, None, 12.5, None)
+        assert error.timings_ms == Timings(None, None, 12.5, None)
         assert error.below == ("words", "logprob")
         assert error.retry_after is None
 

@@ -25,7 +25,9 @@ from stt_sdk import (
     RetryPolicy,
     STTClient,
     STTError,
+    STTPool,
     TimedOut,
+    Transcription,
 )
 from stt_sdk._answer import retry_after
 from stt_sdk._errors import BY_TYPE, NOT_WORKED_ON
@@ -164,6 +166,7 @@ def test_an_error_says_why_it_was_not_tried_again_where_it_might_have_been() -> 
     assert why(busy(30.0), remaining=10.0) == (
         "the next attempt would begin 30.1 s from now, after the deadline"
     )
+    assert "0.1 s from now, after the deadline" in why(busy(None), remaining=0.1)
     assert why(busy(None), repeatable=False) == "a stream cannot be sent twice"
     assert why(busy(None), remaining=0.0) == "the deadline has passed"
     assert "no other host" in why(broke, lost=1)
@@ -294,6 +297,33 @@ def test_a_lone_failure_is_always_tried_again() -> None:
     assert asyncio.run(traffic(outcomes, calls, retries=1))[-1] == len(outcomes)
 
 
+def test_good_times_save_up_for_no_more_than_three_retries() -> None:
+    seen = asyncio.run(traffic(["ok"] * 100 + ["busy"] * 100, 110, retries=2))
+    assert seen[-1] - seen[99] <= 10 * 1.2 + 3
+
+
 @pytest.mark.parametrize("outcome", ["lost", "broken"])
 def test_what_was_perhaps_worked_on_is_seen_once(outcome: str) -> None:
     assert asyncio.run(traffic([outcome], 10, retries=5))[-1] == 10
+
+
+def test_a_host_that_may_have_worked_on_a_clip_never_gets_it_again() -> None:
+    asked: list[str] = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, json={"ready": True, "state": "ready"})
+        asked.append(request.url.host)
+        return reply(["lost", "busy", "busy", "ok"][len(asked) - 1])
+
+    async def scenario() -> Transcription:
+        async with STTPool(
+            ["http://one", "http://other"],
+            retries=RetryPolicy(5, backoff=0.0),
+            transport=httpx2.MockTransport(handle),
+        ) as stt:
+            return await stt.transcribe(b"clip")
+
+    assert asyncio.run(scenario()).attempts == 4
+    assert sorted(asked[:2]) == ["one", "other"]
+    assert asked[1:] == [asked[1]] * 3

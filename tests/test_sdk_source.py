@@ -18,17 +18,18 @@ import wave
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
+import httpx2
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes import PATIENCE, ScriptedFallback
-from stt_sdk import STTClient
+from fakes import PATIENCE, ScriptedFallback, answer_of_fallback
+from stt_sdk import STTClient, STTError
 from stt_sdk._reading import CHUNK
 from stt_sdk._source import SMALL, Audio, prepare
 from stt_sdk._wav import MAX_CHANNELS, seconds_of, wav
@@ -471,6 +472,7 @@ def test_what_a_pipe_has_is_sent_at_once_and_its_reader_may_have_begun(buffering
                 got += await asyncio.wait_for(anext(pieces), PATIENCE)
             os.write(writing, b"second")
             assert await asyncio.wait_for(anext(pieces), PATIENCE) == b"second"
+            assert not asyncio.get_running_loop().remove_reader(pipe.fileno())  # none is left
             os.close(writing)
             assert await anext(pieces, b"end") == b"end"
 
@@ -733,3 +735,54 @@ def test_what_the_server_gets_is_the_clip(scripted: Scripted, tmp_path: Path, ho
         assert ("content-length" in asked.headers) is known
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["path", "fifo"])
+@pytest.mark.parametrize("end", ["answered", "broken", "late"])
+def test_what_was_opened_is_closed_when_the_call_ends_wherever_it_had_come_to(
+    tmp_path: Path, how: str, end: str
+) -> None:
+    path = tmp_path / "clip"
+    if how == "path":
+        path.write_bytes(LARGE)
+    else:
+        os.mkfifo(path)
+    seen: list[bool] = []
+
+    class Half(httpx2.AsyncBaseTransport):
+        """Takes the beginning of the clip, and no more."""
+
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            pieces = aiter(cast(httpx2.AsyncByteStream, request.stream))
+            while len(piece := await anext(pieces)) < 1000:
+                pass
+            assert piece in LARGE
+            seen.append(str(path) in open_files())
+            if end == "broken":
+                raise httpx2.WriteError("gone")
+            if end == "late":
+                await asyncio.Event().wait()
+            return httpx2.Response(200, json=answer_of_fallback())
+
+    async def scenario() -> None:
+        writing = threading.Thread(target=write)
+        if how == "fifo":
+            writing.start()
+        async with STTClient("http://primary", transport=Half()) as stt:
+            call = stt.transcribe(path, deadline=0.2 if end == "late" else 20)
+            if end == "answered":
+                await call
+            else:
+                with pytest.raises(STTError):
+                    await call
+            assert str(path) not in open_files()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+        if how == "fifo":
+            await asyncio.to_thread(writing.join)
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            path.write_bytes(LARGE)
+
+    asyncio.run(scenario())
+    assert seen == [True]

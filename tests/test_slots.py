@@ -199,6 +199,30 @@ def test_audio_that_a_clip_in_work_will_bring_counts_as_waiting() -> None:
     run(test)
 
 
+def test_a_short_clip_does_not_wait_for_all_that_a_long_one_has_still_to_bring(work: Work) -> None:
+    """They take turns; a second long one has to share each of them."""
+
+    async def test() -> None:
+        slots = Slots("t", 1, 9)
+        slots._pace.measure(1.0, 10.0)
+        with slots.promise(600):
+            long = start(slots.run(work.named("long"), Deadline(90), audio_seconds=30))
+            await soon(lambda: slots.in_flight == 1)
+            assert slots.predicted_wait == pytest.approx(3, abs=1)
+            slots.check(Deadline(10))  # its length is not known before its body has come
+            short = start(slots.run(work.named("short"), Deadline(10), audio_seconds=5))
+            await soon(lambda: slots.depth == 1)
+            with slots.promise(300), pytest.raises(Overloaded, match=r"would be done in 6\d"):
+                await slots.run(
+                    work.named("too long"), Deadline(50), audio_seconds=30, further_seconds=300
+                )
+            work.go.set()
+            assert [await task for task in (long, short)] == ["long", "short"]
+        slots.close()
+
+    run(test)
+
+
 def test_only_work_that_succeeded_tells_the_pace(work: Work) -> None:
     async def test() -> None:
         slots = Slots("t", 1, 9, overhead=5)

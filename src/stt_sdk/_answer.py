@@ -147,7 +147,7 @@ def error_of(response: httpx2.Response) -> STTError:
         retryable=status in NOT_WORKED_ON,
         retry_after=retry_after(headers.get("Retry-After")),
         request_id=headers.get("X-Req-Id"),
-        timings=_timings(headers),
+        timings_ms=_timings(headers),
         reason=headers.get("X-Route-Reason"),
         below=_gates(headers.get("X-Conf-Below", "")),
         fallback_error=headers.get("X-Fallback-Error"),

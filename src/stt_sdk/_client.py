@@ -98,13 +98,14 @@ class Transcriber:
 
         Args:
             source: path of the file, its bytes, a file opened in binary mode, an asynchronous
-                iterator of bytes, or a tuple of a NumPy array and its sample rate in Hz: shape
-                (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
+                iterator or reader of bytes, or a tuple of a NumPy array and its sample rate in Hz:
+                shape (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
             language: ISO 639-1 code; None: detect it.
             prompt: text that biases spelling.
             task: `translate` writes English.
             timestamps: whether segments, or words too, get their times.
             deadline: seconds for all of it, if not the client's `timeout`; the service is told.
+                0 or less: it has passed, and nothing is sent.
             request_id: names the request in the service's logs; None: one is made.
 
         Raises:
@@ -113,7 +114,7 @@ class Transcriber:
             TypeError, ValueError: an argument makes no sense.
         """
         began = time.monotonic()
-        limit = self._timeout if deadline is None else _seconds("deadline", deadline)
+        limit = self._timeout if deadline is None else _number_of_seconds("deadline", deadline)
         fields: dict[str, str] = {"task": task, "timestamps": timestamps}
         if language is not None:
             fields["language"] = language
@@ -266,7 +267,13 @@ def checked(base_url: str) -> str:
 
 
 def _seconds(name: str, value: float) -> float:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (known and math.isfinite(value) and value > 0):
+    if not _number_of_seconds(name, value) > 0:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    return float(value)
+
+
+def _number_of_seconds(name: str, value: float) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (known and math.isfinite(value)):
+        raise ValueError(f"{name} must be a number of seconds, not {value!r}")
     return float(value)

@@ -156,6 +156,8 @@ class Dispatcher:
                     raise
 
     async def _until_answered(self, request: TranscribeRequest, call: _Progress) -> Transcription:
+        if call.remaining <= 0:
+            raise TimedOut("the deadline had passed before anything could be sent")
         last: STTError | None = None
         while True:
             # A host that may have worked on it does not get it again.
@@ -257,10 +259,10 @@ class Dispatcher:
 
     def _failed(self, request: TranscribeRequest, call: _Progress, error: STTError) -> None:
         error.request_id = error.request_id or request.id
-        error.attempts = max(1, len(call.asked))
+        error.attempts = len(call.asked)
         error.elapsed = call.elapsed
         escalated = isinstance(error, FallbackFailedError)
-        times = error.timings
+        times = error.timings_ms
         self.stats.record(
             total_ms=1000 * call.elapsed,
             queue_ms=times.queue_wait if times else None,

@@ -42,7 +42,7 @@ class STTError(Exception):
         retryable: the request was not worked on, and may be sent again.
         retry_after: seconds the service asks to wait, if it does.
         request_id: joins this error with the service's log.
-        timings: as far as they are known.
+        timings_ms: as far as they are known.
         reason: why the fallback was needed, if it was, as `routing.reason` has it.
         below: the gates that the primary's own text failed.
         fallback_error: why the fallback gave no text, if it was asked: `cause: sentence`.
@@ -64,7 +64,7 @@ class STTError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         request_id: str | None = None,
-        timings: Timings | None = None,
+        timings_ms: Timings | None = None,
         reason: str | None = None,
         below: tuple[str, ...] = (),
         fallback_error: str | None = None,
@@ -76,7 +76,7 @@ class STTError(Exception):
         self.retryable = retryable
         self.retry_after = retry_after
         self.request_id = request_id
-        self.timings = timings
+        self.timings_ms = timings_ms
         self.reason = reason
         self.below = below
         self.fallback_error = fallback_error
@@ -89,8 +89,10 @@ class STTError(Exception):
         what = " ".join(str(part) for part in (self.status, self.type) if part)
         said = f"{what} from {self.host}" if what and self.host else what or self.host
         facts = []
-        if self.fallback_error and self.fallback_error not in self.message:
-            facts.append(f"fallback: {self.fallback_error}")
+        if self.fallback_error:
+            cause, _, sentence = self.fallback_error.partition(": ")
+            told = bool(sentence) and sentence in self.message  # as the service's own messages do
+            facts.append(f"fallback: {cause if told else self.fallback_error}")
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+
 import httpx2
 
 from stt_sdk import _answer
@@ -56,11 +58,12 @@ async def _send(
     headers: dict[str, str] | None,
 ) -> httpx2.Response:
     """The one function that touches the wire."""
-    async with host.http.stream(
-        method,
-        host.address_of(path),
-        content=request.content() if request else None,
-        headers=headers,
-        timeout=_TIMEOUT,
-    ) as response:
-        return await _answer.received(response)
+    content = request.content() if request else None
+    try:
+        async with host.http.stream(
+            method, host.address_of(path), content=content, headers=headers, timeout=_TIMEOUT
+        ) as response:
+            return await _answer.received(response)
+    finally:
+        if isinstance(content, AsyncGenerator):
+            await content.aclose()  # it may not have been wanted to its end: a file is open

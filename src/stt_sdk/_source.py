@@ -46,7 +46,7 @@ BYTES_A_SECOND = 8000
 # Of a stream nobody knows how long it will be.
 UNKNOWN_SECONDS = 10.0
 ALLOWED = (
-    "a path, bytes, a file opened in binary mode, an asynchronous iterator of bytes, "
+    "a path, bytes, a file opened in binary mode, an asynchronous iterator or reader of bytes, "
     "or a tuple of a NumPy array and its sample rate"
 )
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")

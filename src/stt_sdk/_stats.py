@@ -56,10 +56,7 @@ class RollingStats:
     """
 
     def __init__(
-        self,
-        window_s: float = 60.0,
-        slices: int = 12,
-        clock: Callable[[], float] = time.monotonic,
+        self, window_s: float = 60.0, slices: int = 12, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._window_s, self._slice_s, self._clock = window_s, window_s / slices, clock
         self._slices: deque[tuple[int, Counter[tuple[str, int]]]] = deque(maxlen=slices)
@@ -94,8 +91,9 @@ class RollingStats:
         """The window as it is now."""
         merged: Counter[tuple[str, int]] = Counter()
         with self._lock:
+            fallen = self._now() - (self._slices.maxlen or 0)
             for number, counts in self._slices:
-                if number > self._now() - (self._slices.maxlen or 0):
+                if number > fallen:
                     merged.update(counts)
         calls = merged["calls", 0]
         errors, escalated = merged["errors", 0], merged["escalated", 0]

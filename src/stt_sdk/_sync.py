@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import os
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import httpx2
 
 from stt_sdk._client import CONCURRENCY, DEFAULT_TIMEOUT, STTClient, Transcriber
 from stt_sdk._many import Outcome, Sources
@@ -45,12 +49,12 @@ class SyncSTTClient:
             print(stt.transcribe("clip.wav").text)
 
     It works in a thread of its own, in a notebook too. Several threads may use it. A forked
-    process needs one of its own.
+    process needs one of its own. Ctrl-C cancels the call.
 
     Args:
         base_url: address of the service, or of several.
-        api_key, timeout, retries, telemetry, ssl_context: as for `STTClient`. Hooks are called in
-            that thread.
+        api_key, timeout, retries, telemetry, ssl_context, transport: as for `STTClient`. Hooks are
+            called in that thread.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -65,23 +69,35 @@ class SyncSTTClient:
         retries: int | RetryPolicy = 2,
         telemetry: TelemetryHook | Iterable[TelemetryHook] = (),
         ssl_context: ssl.SSLContext | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        # A forgotten client must not keep the process alive.
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="stt_sdk", daemon=True)
-        self._pid = os.getpid()
         options: dict[str, Any] = {
             "api_key": api_key,
             "timeout": timeout,
             "retries": retries,
             "telemetry": telemetry,
             "ssl_context": ssl_context,
+            "transport": transport,
         }
         self._client: Transcriber = (
             STTClient(base_url, **options)
             if isinstance(base_url, str)
             else STTPool(base_url, **options)
         )
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._closed = False
+        self._works: set[asyncio.Task[Any]] = set()
+        self._streams: set[AsyncGenerator[Outcome, None]] = set()
+        self._loop = asyncio.new_event_loop()
+        # A forgotten client must not keep the process alive, nor its own thread.
+        self._thread = threading.Thread(
+            target=_serve, args=(self._loop,), name="stt_sdk", daemon=True
+        )
+        self._forgotten = weakref.finalize(
+            self, _end, self._loop, self._client, self._works, self._streams
+        )
+        self._forgotten.atexit = False
         self._thread.start()
 
     def __enter__(self) -> SyncSTTClient:
@@ -96,13 +112,18 @@ class SyncSTTClient:
         self.close()
 
     def close(self) -> None:
-        """Close all connections and end the thread. It may be called twice."""
-        if self._loop.is_closed():
-            return
-        self._run(self._client.aclose)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """Cancel what is under way, close all connections and end the thread.
+
+        It may be called twice.
+        """
+        if self._pid != os.getpid():
+            return  # what there is belongs to the other process
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a hook cannot close the client that called it")
+        with self._lock:
+            self._closed = True
+            self._forgotten()
         self._thread.join()
-        self._loop.close()
 
     transcribe = _blocking(Transcriber.transcribe)
     health = _blocking(Transcriber.health)
@@ -112,36 +133,124 @@ class SyncSTTClient:
     @property
     def stats(self) -> Stats:
         """Of the calls of the last minute."""
+        return self._client.stats
 
-        async def look() -> Stats:  # in the thread that writes them
-            return self._client.stats
-
-        return self._run(look)
-
-    @functools.wraps(Transcriber.transcribe_many)
     def transcribe_many(
-        self, sources: Sources, *, concurrency: int = CONCURRENCY, **options: Any
+        self,
+        sources: Sources,
+        *,
+        concurrency: int = CONCURRENCY,
+        language: str | None = None,
+        prompt: str | None = None,
+        task: Task = "transcribe",
+        timestamps: Timestamps = "none",
+        deadline: float | None = None,
     ) -> Iterator[Outcome]:
-        found = self._client.transcribe_many(sources, concurrency=concurrency, **options)
+        """Turn many clips into text: what became of each, as they finish.
+
+        Arguments and errors are the asynchronous client's.
+        """
+        found = self._client.transcribe_many(
+            sources,
+            concurrency=concurrency,
+            language=language,
+            prompt=prompt,
+            task=task,
+            timestamps=timestamps,
+            deadline=deadline,
+        )
+        turn = asyncio.Lock()  # a step that Ctrl-C ends is still ending when the rest is closed
+
+        async def step() -> Outcome | None:
+            async with turn:
+                return await anext(found, None)
+
+        async def close() -> None:
+            async with turn:
+                await found.aclose()
+            self._streams.discard(found)
+
+        self._streams.add(found)
         try:
-            while True:
-                try:
-                    yield self._run(found.__anext__)
-                except StopAsyncIteration:
-                    return
+            while (outcome := self._run(step)) is not None:
+                yield outcome
         finally:
-            self._run(found.aclose)
+            self._finish(close)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        if self._pid != os.getpid():
-            raise RuntimeError("this client was made before a fork; make one in each process")
-        if self._loop.is_closed():
-            raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        future = self._begin(work)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            if self._closed:
+                raise RuntimeError("this client was closed meanwhile") from None
+            raise
         finally:
             future.cancel()  # Ctrl-C ends the call, too
+            del future  # or what it raised would hold it, and it that
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, R]]) -> concurrent.futures.Future[R]:
+        if self._pid != os.getpid():
+            raise RuntimeError("this client was made before a fork; make one in each process")
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a hook cannot wait for the client that called it")
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this client is closed")
+            return asyncio.run_coroutine_threadsafe(_among(self._works, work()), self._loop)
+
+    def _finish(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """At the end of an iteration: of one that is forgotten, in any thread and at any time."""
+        if self._pid != os.getpid():
+            return
+        if threading.current_thread() is self._thread:
+            self._loop.create_task(_among(self._works, work()))
+            return
+        try:
+            self._run(work)
+        except RuntimeError:
+            if not self._closed:  # else it is over, as all else
+                raise
+
+
+async def _among(works: set[asyncio.Task[Any]], work: Coroutine[Any, Any, R]) -> R:
+    task = asyncio.current_task()
+    if task is not None:
+        works.add(task)
+        task.add_done_callback(works.discard)
+    return await work
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end(
+    loop: asyncio.AbstractEventLoop,
+    client: Transcriber,
+    works: set[asyncio.Task[Any]],
+    streams: set[AsyncGenerator[Outcome, None]],
+) -> None:
+    """Begin to end it all; the thread ends with it."""
+
+    async def end() -> None:
+        try:
+            for task in tuple(works):
+                task.cancel()
+            if works:
+                await asyncio.wait(works)
+            for stream in tuple(streams):
+                await stream.aclose()
+            await client.aclose()
+            await loop.shutdown_asyncgens()
+            await asyncio.sleep(0)  # the loop closes a socket in its next round
+        finally:
+            loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
 
 
 def transcribe(

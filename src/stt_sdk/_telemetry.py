@@ -133,7 +133,7 @@ _Late = tuple[TelemetryHook, Awaitable[None], contextvars.Context]
 
 
 class Telemetry:
-    """Hands events to hooks, in their order; none of them can break or, if asynchronous, slow a call.
+    """Hands events to hooks, in order. None can break a call, and no asynchronous one slow it.
 
     Attributes:
         listening: there are hooks; without them, an event need not even be made.
@@ -173,7 +173,7 @@ class Telemetry:
             # A hook that refuses to be cancelled is left behind.
             await asyncio.wait({self._worker}, timeout=LAST_CALL_S)
         if self.dropped:
-            logger.warning("telemetry: %d events were dropped in all", self.dropped)
+            logger.warning("telemetry: events dropped in all: %d", self.dropped)
 
     def _await_later(self, hook: TelemetryHook, late: Awaitable[None]) -> None:
         try:
@@ -198,11 +198,11 @@ class Telemetry:
             try:
                 await asyncio.wait({running})
             except asyncio.CancelledError:
-                self._count(hook)
                 running.cancel()
                 await asyncio.wait({running})
                 if not running.cancelled() and (failure := running.exception()):
                     self._failed(hook, failure)
+                self._drop(hook, late)  # which may not even have begun
                 raise
             if running.cancelled():
                 self._failed(hook, asyncio.CancelledError("it cancelled itself"))
@@ -220,13 +220,10 @@ class Telemetry:
             late.cancel()
         elif inspect.iscoroutine(late):
             late.close()  # or Python complains that nobody awaited it
-        self._count(hook)
-
-    def _count(self, hook: TelemetryHook) -> None:
         self.dropped += 1
         if self.dropped % CAPACITY == 1:
             logger.warning(
-                "telemetry: %s does not keep up: %d events dropped so far",
+                "telemetry: %s does not keep up; events dropped so far: %d",
                 _name(hook),
                 self.dropped,
             )

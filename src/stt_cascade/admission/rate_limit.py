@@ -10,13 +10,15 @@ from collections.abc import Callable
 from stt_cascade.errors import RateLimited
 
 MAX_BUCKETS = 10_000
+# The bucket of all callers for whom there is no room.
+SHARED = ""
 
 
 class RateLimiter:
     """Lets each caller make `burst` requests at once and `rate` a second after that.
 
-    Holds at most `MAX_BUCKETS` buckets and one more. Only full ones are forgotten, which changes
-    nothing for their callers; where none is full, new callers share the one more.
+    Holds at most `MAX_BUCKETS` buckets. Only full ones are forgotten, which changes nothing for
+    their callers; where none is full, new callers share the last one.
 
     Over any schedule of calls a caller is let in at most `burst` + `rate` x seconds times, the
     seconds being the clock's furthest reading after its first: a clock that goes back gives nothing
@@ -45,10 +47,10 @@ class RateLimiter:
             RateLimited: there is none; `retry_after` says when there will be.
         """
         now = self._now()
-        if caller not in self._buckets and len(self._buckets) >= MAX_BUCKETS:
+        if caller not in self._buckets and not self._room:
             self._forget_full(now)
-            if len(self._buckets) >= MAX_BUCKETS:
-                caller = ""
+            if not self._room:
+                caller = SHARED
         tokens = self._tokens(caller, now)
         if tokens < 1:
             raise RateLimited(
@@ -64,6 +66,10 @@ class RateLimiter:
         now = self._now()
         least = min((self._tokens(caller, now) for caller in self._buckets), default=self._burst)
         return 1 - least / self._burst
+
+    @property
+    def _room(self) -> bool:
+        return len(self._buckets) < MAX_BUCKETS - (SHARED not in self._buckets)
 
     def _tokens(self, caller: str, now: float) -> float:
         if caller not in self._buckets:

@@ -36,6 +36,16 @@ class _Running:
         self.since = time.monotonic()
 
 
+class _Promise:
+    """Seconds of audio that a clip in work has still to bring."""
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+    def brought(self, seconds: float) -> None:
+        self.left -= min(seconds, self.left)
+
+
 class Slots:
     """At most `size` pieces of work at once; at most `queue` callers wait, first come first served.
 
@@ -71,7 +81,7 @@ class Slots:
         self._pace = Pace()
         self._waiting: deque[_Waiting] = deque()
         self._running: dict[Future[Any], _Running] = {}
-        self._promised = 0.0  # seconds of audio of clips in work that are not in the queue yet
+        self._promises: list[_Promise] = []
         self._draining = False
         self.size = size
 
@@ -93,7 +103,8 @@ class Slots:
     @property
     def queued_seconds(self) -> float:
         """Seconds of audio that wait."""
-        return self._promised + sum(waiting.audio for waiting in self._waiting)
+        promised = sum(promise.left for promise in self._promises)
+        return promised + sum(waiting.audio for waiting in self._waiting)
 
     @property
     def predicted_wait(self) -> float:
@@ -106,7 +117,7 @@ class Slots:
             for work in self._running.values()
         )
         ahead += sum(self._pace.predict(self._cost(waiting.audio)) for waiting in self._waiting)
-        return (ahead + self._pace.predict(self._promised)) / self.size
+        return ahead / self.size
 
     @property
     def oldest_seconds(self) -> float:
@@ -115,11 +126,14 @@ class Slots:
         # A copy: the watchdog asks from a thread of its own.
         return max((now - work.since for work in list(self._running.values())), default=0.0)
 
-    def check(self, deadline: Deadline, audio_seconds: float = 0.0) -> None:
+    def check(
+        self, deadline: Deadline, audio_seconds: float = 0.0, further_seconds: float = 0.0
+    ) -> None:
         """Whether a new caller would be let in now.
 
         Args:
             audio_seconds: length of its audio, as far as it is known.
+            further_seconds: as in `run`.
 
         Raises:
             Overloaded: the queue is full, or the work would not be done by the deadline.
@@ -142,6 +156,10 @@ class Slots:
                 retry_after=wait,
             )
         needed = wait + self._pace.predict(self._cost(audio_seconds))
+        # Clips in work take turns with what comes: each has as much of a turn as the new one, so
+        # one of a single part waits for none of what a long one has still to bring.
+        shared = sum(min(promise.left, further_seconds) for promise in self._promises)
+        needed += self._pace.predict(shared) / self.size
         if needed > deadline.remaining:
             raise Overloaded(
                 f"the {self._name} would be done in {needed:.1f} s; "
@@ -156,19 +174,12 @@ class Slots:
         Yields:
             to be told the seconds of each part as it comes.
         """
-        left = audio_seconds
-        self._promised += left
-
-        def brought(seconds: float) -> None:
-            nonlocal left
-            less = min(seconds, left)
-            left -= less
-            self._promised -= less
-
+        promise = _Promise(audio_seconds)
+        self._promises.append(promise)
         try:
-            yield brought
+            yield promise.brought
         finally:
-            brought(left)
+            self._promises.remove(promise)
 
     async def run(
         self,
@@ -176,6 +187,7 @@ class Slots:
         deadline: Deadline,
         *,
         audio_seconds: float = 0.0,
+        further_seconds: float = 0.0,
         admitted: bool = False,
         waited: Callable[[float], None] = lambda seconds: None,
     ) -> Result:
@@ -183,6 +195,7 @@ class Slots:
 
         Args:
             audio_seconds: length of the audio that the work is about.
+            further_seconds: what its caller has promised to bring after it.
             admitted: this continues work that was let in before: the queue takes it, full or not.
             waited: told the seconds in the queue, as soon as they are known, refused or not.
 
@@ -192,7 +205,7 @@ class Slots:
             DeadlineExceeded: the deadline passed in the queue or during the work.
         """
         if not admitted:
-            self.check(deadline, audio_seconds)
+            self.check(deadline, audio_seconds, further_seconds)
         await self._acquire(_Waiting(audio_seconds, admitted), deadline, waited)
         try:
             if not deadline.remaining:

@@ -20,6 +20,21 @@ FORMATS = "wav, flac, mp3, ogg, opus, webm, m4a, mp4, aiff, au, g722"
 MIN_SECONDS = 0.1
 MIN_RATE, MAX_RATE = 8_000, 192_000  # Hz
 MAX_CHANNELS = 8
+# A film has a few of each kind; a file may claim a thousand.
+MAX_STREAMS = 32
+# Samples of all channels that a file may hold: those of stereo at 48 kHz for the longest time that
+# is allowed, and some for each of its bytes, more than anything recorded has. Else silence at
+# 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
+SAMPLES_PER_SECOND = 2 * 48_000
+SAMPLES_PER_BYTE = 8
+# FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
+# would open whichever a file asks for, that of a picture too.
+DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pcm_")) | {
+    *("flac", "alac", "aac", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float"),
+    *("opus", "libopus", "vorbis", "libvorbis", "speex", "libspeex", "gsm", "gsm_ms"),
+    *("g722", "g726", "g726le", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt"),
+    *("amrnb", "libopencore_amrnb", "amrwb", "libopencore_amrwb"),
+}
 
 # First atoms of an MP4 file: `ftyp` as it should be, the others as writers have it too.
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
@@ -51,7 +66,8 @@ def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Sample
     count = 0
     broken: av.FFmpegError | None = None
     try:
-        for block in _blocks(data, demuxer):
+        most = int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data)
+        for block in _blocks(data, demuxer, most):
             count += len(block)
             if count > limit:
                 raise AudioTooLong(f"the audio is longer than the allowed {max_seconds:g} s")
@@ -102,21 +118,35 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def _blocks(data: bytes, demuxer: str) -> Iterator[Samples]:
-    """The first audio stream as mono blocks at 16 kHz."""
+def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
+    """The first audio stream as mono blocks at 16 kHz, of at most so many samples of the file."""
     # Tags are in any encoding, and none is looked at.
     source = io.BytesIO(data)
-    with av.open(source, mode="r", format=demuxer, metadata_errors="replace") as container:
+    with av.open(
+        source,
+        mode="r",
+        format=demuxer,
+        options={"codec_whitelist": ",".join(DECODERS)},  # for the look that FFmpeg itself takes
+        metadata_errors="replace",
+    ) as container:
+        if len(container.streams) > MAX_STREAMS:
+            raise InvalidAudio(
+                f"{len(container.streams)} streams are not supported; at most {MAX_STREAMS} are"
+            )
         if not container.streams.audio:
             raise InvalidAudio("the file has no audio stream")
         stream = container.streams.audio[0]
         # PyAV 17 crashes where FFmpeg has no decoder, instead of saying so.
-        if stream.codec_context is None:
+        if stream.codec_context is None or stream.codec_context.name not in DECODERS:
             raise InvalidAudio(f"the {demuxer} data is in a codec that is not supported")
         resampler: av.AudioResampler | None = None
         shape: tuple[int, str, str] | None = None
+        taken = 0
         for frame in container.decode(stream):
             _check(frame)
+            taken += frame.samples * frame.layout.nb_channels
+            if taken > most:
+                raise InvalidAudio(f"the audio has more than {most} samples, too many for its size")
             if shape != (now := (frame.rate, frame.layout.name, frame.format.name)):
                 # A chained stream may change its shape on the way.
                 yield from _flush(resampler)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Decoders:
                 took it too long.
         """
         self.start()
-        process = self._idle.get()
+        process = self._living()
         try:
             samples = process.decode(data, raw_g722, max_seconds)
         except _Lost as lost:
@@ -95,6 +96,14 @@ class Decoders:
             raise
         self._idle.put(process)
         return samples
+
+    def _living(self) -> _Process:
+        """An idle process. One that was killed while it had nothing to do is no file's fault."""
+        while (process := self._idle.get()).gone:
+            log.warning("an idle decoder was gone")
+            process.close()
+            self._replace()
+        return process
 
     def close(self) -> None:
         """End the processes that are idle, and the others when they are."""
@@ -136,26 +145,30 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._child = _popen(theirs.fileno(), niceness)
-        self._socket.settimeout(START_SECONDS)
         try:
-            if self._receive(len(READY)) != READY:
+            if self._receive(len(READY), time.monotonic() + START_SECONDS) != READY:
                 raise OSError("it did not say that it is ready")
         except (_Lost, OSError) as error:
             self.close()
             raise OSError(f"the decoding process did not start: {error}") from error
 
+    @property
+    def gone(self) -> bool:
+        return self._child.poll() is not None
+
     def decode(self, data: bytes, raw_g722: bool, max_seconds: float) -> Samples:
         """As `Decoders.decode`; after `_Lost`, the process is gone."""
         limit = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
-        self._socket.settimeout(WALL_PER_CPU * limit)
+        ends = time.monotonic() + WALL_PER_CPU * limit
         try:
+            self._socket.settimeout(_left(ends))
             self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
             self._socket.sendall(data)
-            kind, size = REPLY.unpack(self._receive(REPLY.size))
+            kind, size = REPLY.unpack(self._receive(REPLY.size, ends))
             longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
             if size > longest or kind > BROKEN:
                 raise _Lost("its decoder gave an answer of an unknown form")
-            payload = self._receive(size)
+            payload = self._receive(size, ends)
         except _Lost:
             self.close()
             raise
@@ -175,10 +188,12 @@ class _Process:
             message = "the audio cannot be decoded"
         raise InvalidAudio(message)
 
-    def _receive(self, size: int) -> bytearray:
+    def _receive(self, size: int, ends: float) -> bytearray:
         received = bytearray(size)
         view = memoryview(received)
         while view:
+            # For all of it: a process that was taken over may send one byte now and then.
+            self._socket.settimeout(_left(ends))
             count = self._socket.recv_into(view)
             if not count:
                 raise _Lost(self._end_of(None))
@@ -200,12 +215,23 @@ class _Process:
         self._child.wait()
 
 
+def _left(ends: float) -> float:
+    """Seconds until then.
+
+    Raises:
+        TimeoutError: it has come.
+    """
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
 def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
-    # The child removes the folder as its first act; it may have no other.
-    empty = tempfile.mkdtemp(prefix="stt-decoder-")
     known = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-    try:
+    # It is gone before the child has begun, which may have no other: nothing can be made in it.
+    with tempfile.TemporaryDirectory(prefix="stt-decoder-") as empty:
         return subprocess.Popen(
             [sys.executable, "-m", "stt_cascade.audio.child", str(descriptor), str(niceness)],
             stdin=subprocess.DEVNULL,
@@ -214,6 +240,3 @@ def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
             cwd=empty,
             env={**known, "PYTHONPATH": path},
         )
-    except OSError:
-        Path(empty).rmdir()
-        raise

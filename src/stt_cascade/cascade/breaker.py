@@ -18,9 +18,10 @@ class CircuitBreaker:
 
     It opens after `FAILURES_TO_OPEN` failures in a row. From then on one call at a time is let
     through, `PROBE_INTERVAL_S` after the last one began or later (half-open); its success closes
-    the breaker, its failure leaves it open. What calls from before the last change still bring
-    does not count: a hundred calls that hung together must not open it again once a probe has
-    shown that the fallback is back.
+    the breaker, its failure leaves it open, and so does a caller who goes away: else callers in a
+    hurry would send a broken fallback one probe after the other. What calls from before the last
+    change still bring does not count: a hundred calls that hung together must not open it again
+    once a probe has shown that the fallback is back.
 
     Each call that `enter` lets through ends with exactly one of `succeeded`, `failed` and
     `abandoned`.
@@ -83,10 +84,9 @@ class CircuitBreaker:
         return True
 
     def abandoned(self, permit: int) -> None:
-        """A call has shown nothing. If it was the probe, the next call may be it at once."""
-        if permit == self._era and self._probing:
+        """A call has shown nothing. If it was the probe, there is another in the next interval."""
+        if permit == self._era:
             self._probing = False
-            self._probe_at = self._clock()
 
     def _change(self, probe_at: float | None) -> None:
         self._era += 1

@@ -49,6 +49,7 @@ async def recognise(
     """
     first, *others = windows(clip.speech)
     left = deque(others)
+    further = sum(span.seconds for span in others)
     share = min(BATCH, max(1, math.ceil(len(left) / slots.size)))
     heard: list[tuple[Span, Utterance]] = []
     admitted = asyncio.Event()
@@ -73,6 +74,7 @@ async def recognise(
             lambda: engine.decode([engine.encode(samples(first))], options),
             deadline,
             audio_seconds=first.seconds,
+            further_seconds=further,
             waited=begun,
         )
         keep(first, utterance)
@@ -103,7 +105,7 @@ async def recognise(
 
     work = [lead(), *(follow() for _ in range(min(len(left), slots.size - 1)))]
     tasks = [asyncio.ensure_future(part) for part in work]
-    with slots.promise(sum(span.seconds for span in others)) as brought:
+    with slots.promise(further) as brought:
         try:
             await asyncio.gather(*tasks)
         finally:

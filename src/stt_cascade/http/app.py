@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -72,13 +73,25 @@ def create_app(
     )
     if config.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            _Cors,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "X-Req-Id", "X-Deadline-Ms"],
             expose_headers=EXPOSED_HEADERS,
         )
     return app
+
+
+class _Cors(CORSMiddleware):
+    """CORS, whose preflights are answered without a key and before the envelope."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if request_headers.get("Content-Length", "0") != "0" or (
+            "Transfer-Encoding" in request_headers
+        ):
+            response.headers["Connection"] = "close"  # nobody would bound the body that it has
+        return response
 
 
 async def _as_refusal(request: Request, error: HTTPException) -> Response:

@@ -153,6 +153,7 @@ class Envelope:
             refusal = error
         except Abandoned:
             status = _ABANDONED
+            self._metrics.request_abandoned()
         except Exception as error:
             log.exception("unexpected error", request_id=record.request_id)
             refusal = Internal("an unexpected error; the service's log has it by the request id")

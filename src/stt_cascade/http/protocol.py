@@ -9,6 +9,7 @@ line and the counts of any other.
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -20,6 +21,8 @@ from stt_cascade.http.envelope import FOLLOWED, REFUSED
 # for how long a caller may take nothing of an answer. uvicorn itself closes connections that are
 # idle for 5 s after an answer.
 PATIENCE_S = 8.0
+# How often a connection that is not read from is asked whether its caller has gone.
+LOOK_S = 0.5
 MAX_HEADERS = 100
 # Of the request line and all headers; further, of what a body has around its chunks.
 MAX_HEADER_BYTES = 32 * 1024
@@ -29,6 +32,9 @@ class Protocol(HttpToolsProtocol):
     """One connection."""
 
     _due: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle | None = None
+    # uvicorn's own `cycle` is the last request that came, which may have to wait for this one.
+    _working: RequestResponseCycle | None = None
     _broken = False
     _why: Refusal | None = None
     _unsent = -1
@@ -45,6 +51,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._look is not None:
+            self._look.cancel()
+        if self._working is not None and not self._working.response_complete:
+            self._working.disconnected = True
+            self._working.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -75,6 +86,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._disarm()
         super().on_headers_complete()
+        if self.pipeline:
+            self._look_for_its_end()
 
     def on_body(self, body: bytes) -> None:
         self._around -= len(body)
@@ -107,7 +120,24 @@ class Protocol(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         self.cycle.keep_alive = False  # the parser takes what follows for the other protocol
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._working = cycle
+        super()._start_asgi_task(cycle, app)
+
     # What is added
+
+    def _look_for_its_end(self) -> None:
+        """While more than one request waits nothing is read, so the end would go unnoticed."""
+        if self._look is not None:
+            self._look.cancel()
+        if self.transport.is_closing() or not self.flow.read_paused:
+            return
+        ended = select.poll()
+        ended.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if ended.poll(0):
+            self.transport.abort()
+        else:
+            self._look = self.loop.call_later(LOOK_S, self._look_for_its_end)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -158,6 +188,7 @@ class Protocol(HttpToolsProtocol):
                 cycle.keep_alive = False  # this one is whole: it is answered, and nothing after it
                 scope: Any = cycle.scope
                 scope[FOLLOWED] = True
+                self._look_for_its_end()
                 return
             cycle.disconnected = True  # its body broke: for the app, its caller has gone
             cycle.message_event.set()

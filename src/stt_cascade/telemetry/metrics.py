@@ -78,6 +78,9 @@ class Metrics:
         self._exceptions = counter(
             "stt_requests_exceptions_total", "Answers other than 200.", "endpoint", "type"
         )
+        self._abandoned = counter(
+            "stt_requests_abandoned_total", "Callers who went away before their answer."
+        )
         self._fallback = counter(
             "stt_fallback_total",
             "Decided requests: fallback used, not needed (skipped) or failed.",
@@ -140,6 +143,11 @@ class Metrics:
             self._counts["errors"] += 1
         if type_ in REJECTIONS:
             self._rejected.labels(type_).inc()
+
+    def request_abandoned(self) -> None:
+        """The caller of a request to transcribe went away before the answer."""
+        self._abandoned.inc()
+        self._counts["abandoned"] += 1
 
     def request_answered(self, record: Record) -> None:
         """An answer 200 to a request to transcribe."""
@@ -210,8 +218,8 @@ class Metrics:
 
     def counts(self) -> dict[str, int]:
         """Totals since the start, for the JSON snapshot."""
-        names = ("requests", "answered", "errors", "no_speech", *(f"fallback_{r}" for r in RESULTS))
-        return {name: self._counts[name] for name in names}
+        names = ("requests", "answered", "errors", "abandoned", "no_speech")
+        return {name: self._counts[name] for name in (*names, *(f"fallback_{r}" for r in RESULTS))}
 
     def quantiles(self) -> dict[str, dict[str, float | None]]:
         """p50, p95 and p99 in ms of the last requests, by stage; None where there were none."""
