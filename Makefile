@@ -35,7 +35,7 @@ fuzz: $(STAMP)  ## send N=10000 spoilt audio files through a tier; SEED=1 makes 
 audit: $(STAMP)  ## ask for known holes in what is locked; SERVICE=osv asks another one
 	@$(BIN)/python tests/audit.py $(if $(SERVICE),--service $(SERVICE))
 
-# ARGS="--short" takes a minute, ARGS="--only kill" one row, ARGS=--help says what else there is.
+# ARGS="--short" takes two minutes, ARGS="--only kill" one row, ARGS=--help says what else there is.
 faults: $(STAMP)  ## try what is promised under overload, faults and hostile input
 	@echo "==> Faults"
 	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)

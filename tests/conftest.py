@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from hypothesis import settings
 
-from fakes import Reply, ScriptedFallback
+from fakes import PATIENCE, Reply, ScriptedFallback
 from running import Tiers, running_tiers
+from servers import Certificate, Run, make_certificate
 from stt_cascade.engine.encoding import ShortForm
 from stt_cascade.engine.whisper import WhisperEngine
 
@@ -36,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cancelled-calls",
         type=int,
         default=300,
-        help="calls to the fallback that are cancelled before it must answer again",
+        help="calls that are cancelled before the next ones must succeed",
     )
     parser.addoption(
         "--cancelled-client-calls",
@@ -136,3 +139,29 @@ def speech() -> dict[str, Utterance]:
         Path(row["file"]).stem: Utterance(SPEECH / row["file"], row["text"], row["language"])
         for row in rows
     }
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """Runs a scenario to its end on an event loop of each kind; no task outlives it."""
+    if request.param == "asyncio":
+        loop = asyncio.new_event_loop()
+    else:
+        loop = pytest.importorskip("uvloop").new_event_loop()
+
+    async def to_the_end(scenario: Coroutine[Any, Any, Any]) -> Any:
+        result = await asyncio.wait_for(scenario, 3 * PATIENCE)
+        for _ in range(10):  # what was closed last
+            await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return result
+
+    yield lambda scenario: loop.run_until_complete(to_the_end(scenario))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certificate"))

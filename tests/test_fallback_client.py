@@ -16,8 +16,8 @@ import pytest
 import uvicorn
 from structlog.testing import capture_logs
 
-from fakes import Clock, Fault, Reply, ScriptedFallback, answer_of_fallback, error
-from running import primary_config
+from fakes import FALLBACK_KEY, Clock, Fault, Reply, ScriptedFallback, answer_of_fallback, error
+from running import Tiers, primary_config
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
 from stt_cascade.cascade import fallback_client
@@ -40,8 +40,8 @@ class Asking:
         self.client = client
         self.clock = clock
 
-    async def ask(self, seconds: float = 20) -> str:
-        upload = Upload(b"clip" * 10_000, raw_g722=False, options=Options())
+    async def ask(self, seconds: float = 20, audio: bytes = b"clip" * 10_000) -> str:
+        upload = Upload(audio, raw_g722=False, options=Options())
         return (await self.client.ask(upload, Record("id", "/", "t"), Deadline(seconds))).text
 
     def begin(self) -> asyncio.Task[str]:
@@ -344,6 +344,30 @@ def test_a_connection_on_which_an_answer_went_wrong_is_not_used_again(
     first, second = asyncio.run(scenario())
     assert (first == "ok", second) == (False, "ok")
     assert fallback.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "mb", "says"),
+    [
+        (FALLBACK_KEY, 1, "answered 413 payload_too_large"),
+        ("another-key-0123456789", 16, "answered 401 unauthorized"),
+    ],
+)
+def test_a_fallback_that_refuses_a_large_clip_before_it_is_sent_is_understood(
+    tiers: Tiers, key: str, mb: float, says: str
+) -> None:
+    """It stops reading and hangs up; that is no fault of its own, and opens no breaker."""
+    fallback = tiers.fallback(api_keys=(FALLBACK_KEY,), max_upload_mb=mb)
+
+    async def scenario() -> None:
+        async with asking(fallback.url, fallback_api_key=key) as asked:
+            for _ in range(FAILURES_TO_OPEN):
+                with pytest.raises(FallbackError, match=says) as caught:
+                    await asked.ask(audio=bytes(15_000_000))
+                assert caught.value.cause == "rejected"
+            assert asked.state == "closed"
+
+    asyncio.run(scenario())
 
 
 def test_the_longest_answer_there_can_be_is_read(scripted: Scripted) -> None:

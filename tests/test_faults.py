@@ -8,16 +8,24 @@ from pathlib import Path
 import pytest
 
 from faults import load
+from faults.calls import Call
 from faults.hostile import opened_files
 from faults.lab import Lab
+from faults.pool import answered_once
 from faults.proxy import Fault, FaultProxy
 from faults.report import Report, Row
 from faults.rows import ROWS
 from faults.soak import Trend
+from faults.stub import Stub
+from faults.tiers import Tier
+from stt_sdk import STTError
 
 MIB = 1024 * 1024
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
-IN_SHORT = ("disconnects", "overload", "playlists", "bombs", "strangers", "stop", "kill")
+IN_SHORT = (
+    *("disconnects", "overload", "playlists", "bombs", "strangers", "stop", "kill"),
+    *("pool-kill", "pool-rolling", "pool-busy", "pool-cancel"),
+)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in IN_SHORT], ids=lambda r: r.name)
@@ -110,6 +118,18 @@ def test_a_soak_sees_what_grows(grows: int, leaks: int, flat: bool) -> None:
 def test_what_grows_only_in_the_first_half_is_no_leak() -> None:
     samples = [(100 * MIB + MIB * min(n, 29), 40) for n in range(60)]
     assert Trend.of(samples).flat
+
+
+def test_a_call_that_two_hosts_answered_is_seen(tmp_path: Path) -> None:
+    tiers = [Tier("primary", tmp_path / name, Stub(), (), {}) for name in ("one", "other")]
+    line = '{"request_id": "call-1", "path": "/v1/transcribe", "status": %d}\n'
+    call = Call("call-1", "ok", 0.1, 0.0, "", 2, STTError("", request_id="call-1"))
+    for second, holds in ((503, True), (200, False)):
+        for tier, status in zip(tiers, (200, second), strict=True):
+            tier.log.write_text("started\n" + line % status)
+        report = Report()
+        answered_once(report, [call], tiers)
+        assert report.holds == holds
 
 
 def test_a_trace_tells_what_was_opened_outside_libraries(tmp_path: Path) -> None:

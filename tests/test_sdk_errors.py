@@ -245,7 +245,7 @@ def test_a_source_that_has_given_all_is_not_blamed(scripted: Scripted) -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield CLIP
 
-    error = error_of(scripted(Reply(fault="silence")), stream(), deadline=0.3)
+    error = error_of(scripted(Reply(fault="silence")), stream(), deadline=1)
     assert isinstance(error, stt_sdk.TimedOut) and not error.starved
 
 
@@ -254,7 +254,7 @@ def test_a_source_that_gives_nothing_is_not_the_service_s_fault(scripted: Script
         yield CLIP
         await asyncio.Event().wait()
 
-    error = error_of(scripted(), silent(), deadline=0.3)
+    error = error_of(scripted(), silent(), deadline=1)
     check(error, "TimedOut", None, says="the source had not given all of its bytes")
     assert isinstance(error, stt_sdk.TimedOut) and error.starved
     assert "stt_queue_depth" not in str(error)

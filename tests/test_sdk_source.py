@@ -769,7 +769,7 @@ def test_what_was_opened_is_closed_when_the_call_ends_wherever_it_had_come_to(
         if how == "fifo":
             writing.start()
         async with STTClient("http://primary", transport=Half()) as stt:
-            call = stt.transcribe(path, deadline=0.2 if end == "late" else 20)
+            call = stt.transcribe(path, deadline=1 if end == "late" else 20)
             if end == "answered":
                 await call
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, escalation, hostile, overload, soak
+from faults import bodies, ends, escalation, hostile, overload, pool, soak
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
@@ -11,5 +11,6 @@ ROWS: tuple[Row, ...] = (
     *bodies.ROWS,
     *escalation.ROWS,
     *ends.ROWS,
+    *pool.ROWS,
     *soak.ROWS,
 )

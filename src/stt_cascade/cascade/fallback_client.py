@@ -32,6 +32,7 @@ from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
 from stt_sdk._budget import RetryBudget
+from stt_sdk._transport import Transport
 from stt_sdk._within import OverTime, within
 
 log = structlog.get_logger("stt.fallback")
@@ -72,8 +73,7 @@ class FallbackClient:
         self.breaker = CircuitBreaker(clock)
         self._http = httpx2.AsyncClient(
             base_url=config.fallback_url,
-            transport=transport,
-            limits=httpx2.Limits(max_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S),
+            transport=transport or _transport(config.fallback_url),
             # The deadline bounds the rest.
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             # A few bytes of a compressed body can become gigabytes.
@@ -228,6 +228,15 @@ class FallbackClient:
         ) as response:
             body = await _bounded(response)
         return read(response.status_code, response.headers.get("Retry-After", ""), body)
+
+
+def _transport(url: str) -> Transport:
+    # Made anyway, it would ask the process environment for certificates.
+    secure = httpx2.URL(url).scheme == "https"
+    return Transport(
+        ssl_context=httpx2.create_ssl_context(trust_env=False) if secure else None,
+        limits=httpx2.Limits(max_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S),
+    )
 
 
 async def _bounded(response: httpx2.Response) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -94,6 +95,81 @@ def engine(
         from stt_cascade.bench.plot import cost_by_length
 
         cost_by_length(results, clips, plot)
+
+
+@app.command("sdk")
+def sdk(
+    hosts: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Primaries behind the pool; may be repeated: 1, 2, 4, 8."),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Of each primary.")] = 4,
+    service_ms: Annotated[float, typer.Option(min=1, help="That a clip takes in its slot.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each number of primaries.")] = 5.0,
+    calls: Annotated[int, typer.Option(min=1, help="Of each contender in each round.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    callers: Annotated[int, typer.Option(min=1, help="At once, in the rounds.")] = 8,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures there.")
+    ] = None,
+) -> None:
+    """What the SDK carries and costs, over stub primaries on real sockets: needs no model."""
+    from rich.console import Console
+
+    from stt_cascade.bench import sdk as bench
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        report = asyncio.run(
+            bench.run(
+                hosts or [1, 2, 4, 8],
+                bench.Work(slots, service_ms / 1000),
+                seconds=seconds,
+                calls=calls,
+                rounds=rounds,
+                callers=callers,
+                progress=status.update,
+            )
+        )
+    _print_sdk(report)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _print_sdk(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    setup = report["setup"]
+    throughput = Table(
+        "primaries",
+        "calls/s",
+        "of linear",
+        "of the client's core",
+        title=f"{setup['slots']} slots each, {setup['service_ms']:g} ms a clip",
+    )
+    for row in report["throughput"]:
+        throughput.add_row(
+            str(row["hosts"]),
+            f"{row['calls_per_s']:.1f}",
+            f"{row['of_linear']:.1%}",
+            f"{row['client_core']:.0%}",
+        )
+    cost = Table(
+        "a call",
+        "us of processor",
+        "more than the first",
+        "ratio (least to most)",
+        title=f"{setup['rounds']} rounds of {setup['calls']} calls, {setup['callers']} at once",
+    )
+    for name, row in report["cost"].items():
+        cost.add_row(
+            name,
+            f"{row['us']:.0f}",
+            f"{row['own_us']:+.0f}",
+            f"{row['ratio']:.2f} ({row['ratio_least']:.2f}-{row['ratio_most']:.2f})",
+        )
+    Console(width=120).print(throughput, cost)
 
 
 def _clips(
