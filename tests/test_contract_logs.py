@@ -107,6 +107,18 @@ def test_each_request_is_one_json_line(
     }
 
 
+def test_who_picks_the_surer_text_logs_both_scores(
+    log: Log, tiers: Tiers, scripted: Callable[..., ScriptedFallback]
+) -> None:
+    surer = FakeEngine("two words", weakest=0.95)
+    primary = tiers.primary(surer, fallback=scripted(), final_pick="best")
+    primary.transcribe(headers={"X-Req-Id": "r-1"})
+    line = log.of("r-1")
+    assert (line["primary_weakest"], line["fallback_weakest"]) == (0.95, 0.9)
+    assert (line["picked"], line["model"]) == ("primary", "fake")
+    assert (line["reason"], line["fallback_used"]) == ("low_confidence", True)
+
+
 def test_both_tiers_log_the_same_request_id(log: Log, tiers: Tiers) -> None:
     primary, _ = tiers.cascade(FakeEngine("hm"))
     primary.transcribe(headers={"X-Req-Id": "r-1"})

@@ -12,7 +12,7 @@ from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
 from stt_cascade.answer import Answer, Reason, Routing, heard, timings
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.cascade.decision import Accept, Policy, decide
+from stt_cascade.cascade.decision import Accept, Author, Opinion, Policy, decide, pick
 from stt_cascade.cascade.fallback_answer import FallbackError
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools, Hearing
@@ -165,6 +165,7 @@ class Primary(Tier):
         super().__init__(config, metrics, pools)
         self._policy = Policy.of(config)
         self._on_failure = config.on_fallback_failure
+        self._final_pick = config.final_pick
         self._fallback = fallback
 
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
@@ -222,9 +223,11 @@ class Primary(Tier):
             cause = f"the primary failed ({trouble}) and " if trouble else ""
             raise FallbackFailed(f"{cause}the fallback was needed and failed: {error}") from error
         record.fallback_used = True
+        self._metrics.decided("used")
+        if transcript is not None and self._pick(transcript, theirs, record) == "primary":
+            return self._answer(transcript, clip, record, reason)
         record.final_model = theirs.model
         record.text, record.language = theirs.text, theirs.language
-        self._metrics.decided("used")
         return theirs.model_copy(
             update={
                 "routing": Routing(
@@ -238,6 +241,18 @@ class Primary(Tier):
                 "request_id": record.request_id,
             }
         )
+
+    def _pick(self, transcript: Transcript, theirs: Answer, record: Record) -> Author:
+        """Whose text it is, of the doubtful one and the fallback's."""
+        if self._final_pick == "fallback":
+            return "fallback"
+        ours = Opinion.of(transcript.text, transcript.language, transcript.weakest)
+        other = Opinion.of(theirs.text, theirs.language, theirs.confidence.weakest)
+        picked = pick(ours, other)
+        record.primary_weakest, record.fallback_weakest = ours.weakest, other.weakest
+        record.picked = picked
+        self._metrics.picked(picked)
+        return picked
 
     async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         self._metrics.escalated(record.reason or "")
