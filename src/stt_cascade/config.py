@@ -244,6 +244,9 @@ class PrimaryConfig(TierConfig):
     final_pick: Literal["fallback", "best"] = Field(
         "fallback", description="the text after a doubt: the fallback's, or the surer of the two"
     )
+    shadow_rate: float = Field(
+        0, ge=0, le=1, description="share of accepted clips that the fallback hears all the same"
+    )
 
 
 class FallbackConfig(TierConfig):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import structlog
 
@@ -17,6 +19,7 @@ from stt_cascade.cascade.fallback_answer import FallbackError
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools, Hearing
 from stt_cascade.cascade.recognise import recognise
+from stt_cascade.cascade.shadow import Shadows
 from stt_cascade.config import PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Clip, Engine, Options
 from stt_cascade.engine.transcript import Transcript
@@ -80,9 +83,18 @@ class Tier(ABC):
         self._hearing.drain()
         self.slots.drain()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._hearing.close()
         self.slots.close()
+
+    def after(self, upload: Upload, answer: Answer) -> Callable[[], None]:
+        """What follows an answer: to be called when it has gone out, or could not."""
+        return lambda: None
+
+    @property
+    def shadows(self) -> int:
+        """Clips that are held though they have been answered."""
+        return 0
 
     async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
         """Decode the upload, and find where somebody speaks."""
@@ -153,7 +165,11 @@ class Fallback(Tier):
 
 
 class Primary(Tier):
-    """The first tier: transcribes, doubts, and asks the fallback."""
+    """The first tier: transcribes, doubts, and asks the fallback.
+
+    Args:
+        chance: what draws the clips that get a shadow.
+    """
 
     def __init__(
         self,
@@ -161,12 +177,36 @@ class Primary(Tier):
         metrics: Metrics,
         pools: DecoderPools,
         fallback: FallbackClient,
+        chance: random.Random | None = None,
     ) -> None:
         super().__init__(config, metrics, pools)
         self._policy = Policy.of(config)
         self._on_failure = config.on_fallback_failure
         self._final_pick = config.final_pick
         self._fallback = fallback
+        self._shadows = Shadows(
+            config,
+            fallback,
+            busy=lambda: self.slots.depth > 0,
+            ended=metrics.shadow_ended,
+            differed=metrics.shadow_differed,
+            chance=chance,
+        )
+
+    def drain(self) -> None:
+        super().drain()
+        self._shadows.drain()
+
+    async def close(self) -> None:
+        await super().close()
+        await self._shadows.close()
+
+    def after(self, upload: Upload, answer: Answer) -> Callable[[], None]:
+        return self._shadows.draw(upload, answer)
+
+    @property
+    def shadows(self) -> int:
+        return self._shadows.held
 
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         engine, language = self.loaded_engine, upload.options.language
@@ -256,6 +296,7 @@ class Primary(Tier):
 
     async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         self._metrics.escalated(record.reason or "")
+        self._shadows.give_way()
         began = time.perf_counter()
         asked = True
         try:

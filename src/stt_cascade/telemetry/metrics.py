@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from stt_cascade.cascade.decision import AUTHORS, GATES
 from stt_cascade.cascade.fallback_answer import CAUSES
+from stt_cascade.cascade.shadow import RESULTS as SHADOW_RESULTS
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
@@ -92,6 +93,15 @@ class Metrics:
         self._final_picks = counter(
             "stt_final_picks_total", "With FINAL_PICK=best: the tier with the surer text.", "tier"
         )
+        self._shadows = counter(
+            "stt_shadow_total", "Accepted clips drawn for a comparison with the fallback.", "result"
+        )
+        self._disagreement = Histogram(
+            "stt_shadow_disagreement",
+            "Word difference between an accepted text and the fallback's, 0 to 1.",
+            registry=self.registry,
+            buckets=(0.0, *RATIOS),
+        )
         self._conf_below = counter("stt_conf_below_total", "Gates that failed.", "gate")
         self._rejected = counter("stt_rejected_total", "Requests turned away.", "reason")
         self._no_speech = counter("stt_no_speech_total", "Clips in which nobody speaks.")
@@ -126,6 +136,7 @@ class Metrics:
             (self._escalations, REASONS),
             (self._fallback_errors, CAUSES),
             (self._final_picks, AUTHORS),
+            (self._shadows, SHADOW_RESULTS),
             (self._conf_below, GATES),
             (self._rejected, REJECTIONS),
             (self._confidence, ("logprob", "weakest", "langprob")),
@@ -196,6 +207,13 @@ class Metrics:
     def picked(self, tier: str) -> None:
         """Once for each request that had two texts to pick from."""
         self._final_picks.labels(tier).inc()
+
+    def shadow_ended(self, result: str) -> None:
+        """Once for each clip that was drawn: compared, skipped or failed."""
+        self._shadows.labels(result).inc()
+
+    def shadow_differed(self, ratio: float) -> None:
+        self._disagreement.observe(ratio)
 
     def decided(self, result: str) -> None:
         """Once for each request that reached a decision: used, skipped or failed."""
