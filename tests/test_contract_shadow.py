@@ -6,7 +6,8 @@ import asyncio
 import gc
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -193,16 +194,24 @@ def test_the_answer_is_out_while_the_shadow_goes_on_and_nothing_of_the_callers_i
     until(lambda: held(primary) == 0, "both are given back")
 
 
-def test_the_shadow_begins_only_when_the_whole_answer_has_been_handed_over(
-    tiers: Tiers, scripted: Scripted
-) -> None:
-    """The server below the application is the test's own: it takes one answer when it likes."""
-    fallback = scripted()
-    config = primary_config(fallback_url=fallback.url, shadow_rate=1)
-    app = create_app(config, FakeEngine(), POOLS)
-    service: Service = app.state.service
+class OwnServer:
+    """A primary's application below a server of the test's own, which takes answers as it likes."""
 
-    async def post(name: str, take: asyncio.Event) -> None:
+    def __init__(self, fallback: ScriptedFallback) -> None:
+        config = primary_config(fallback_url=fallback.url, shadow_rate=1)
+        self._app = create_app(config, FakeEngine(), POOLS)
+        self._service: Service = self._app.state.service
+
+    @asynccontextmanager
+    async def ready(self) -> AsyncIterator[None]:
+        async with self._service.lifespan():
+            await asyncio.to_thread(until, lambda: self._service.state == "ready", "it is ready")
+            yield
+
+    async def until_held(self, clips: int) -> None:
+        await asyncio.to_thread(until, lambda: self._service.tier.shadows == clips, "it holds them")
+
+    async def post(self, name: str, take: Callable[[], Awaitable[object]]) -> None:
         head, _, body = request(wav(), f"X-Req-Id: {name}").partition(b"\r\n\r\n")
         lines = [line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:]]
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -212,28 +221,58 @@ def test_the_shadow_begins_only_when_the_whole_answer_has_been_handed_over(
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.body":
-                await take.wait()
+                await take()
 
         scope = {"type": "http", "method": "POST", "path": TRANSCRIBE, "headers": lines}
-        await app({**scope, "client": None, "query_string": b""}, receive, send)
+        await self._app({**scope, "client": None, "query_string": b""}, receive, send)
+
+
+async def at_once() -> None:
+    pass
+
+
+def test_the_shadow_begins_only_when_the_whole_answer_has_been_handed_over(
+    scripted: Scripted,
+) -> None:
+    fallback = scripted()
+    server = OwnServer(fallback)
 
     async def scenario() -> list[str]:
-        async with service.lifespan():
-            await asyncio.to_thread(until, lambda: service.state == "ready", "it is ready")
-            take, at_once = asyncio.Event(), asyncio.Event()
-            at_once.set()
-            first = asyncio.ensure_future(post("first", take))
-            await asyncio.to_thread(until, lambda: service.tier.shadows == 1, "it is drawn")
-            await post("second", at_once)
+        async with server.ready():
+            late = asyncio.Event()
+            first = asyncio.ensure_future(server.post("first", late.wait))
+            await server.until_held(1)
+            await server.post("second", at_once)
             await asyncio.to_thread(fallback.wait_for, 1)
             before = [asked.headers["x-req-id"] for asked in fallback.asked]
-            take.set()
+            late.set()
             await first
             await asyncio.to_thread(fallback.wait_for, 2)
             return before
 
     assert asyncio.run(scenario()) == ["shadow-second"]
     assert [asked.headers["x-req-id"] for asked in fallback.asked][1:] == ["shadow-first"]
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+def test_an_answer_that_cannot_be_sent_keeps_no_place(scripted: Scripted, how: str) -> None:
+    server = OwnServer(scripted())
+
+    async def fail() -> None:
+        raise OSError("gone")
+
+    async def scenario() -> None:
+        async with server.ready():
+            for _ in range(2 * AT_ONCE):
+                take = fail if how == "fails" else asyncio.Event().wait
+                answering = asyncio.ensure_future(server.post("r", take))
+                if how == "is cancelled":
+                    await server.until_held(1)
+                    answering.cancel()
+                await asyncio.wait({answering})
+                await server.until_held(0)
+
+    asyncio.run(scenario())
 
 
 def test_no_more_clips_are_held_than_there_is_room_for(tiers: Tiers, scripted: Scripted) -> None:
@@ -414,7 +453,7 @@ def test_a_caller_who_goes_away_after_the_answer_changes_nothing(
     wait_for(primary, compared=1)
 
 
-def test_an_answer_that_cannot_be_sent_leaves_nothing_behind(
+def test_a_caller_who_takes_nothing_of_the_answer_leaves_nothing_behind(
     tiers: Tiers, scripted: Scripted
 ) -> None:
     """More of it than fits into the buffers of a connection whose caller takes nothing."""
