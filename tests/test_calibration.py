@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fakes import answer_of_fallback
 from stt_cascade.audio.decode import decode
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.cascade.decision import Policy
+from stt_cascade.cascade.decision import Opinion, Policy
 from stt_cascade.config import PrimaryConfig, load
 from stt_cascade.engine.protocol import Samples
 from stt_cascade.measure.answers import Answers, ForeignText, Heard, key
@@ -167,7 +167,8 @@ def row(
         words=words,
         scores=scores or Scores(0.9, weakest, 4, 0.98),
         always=always,
-        theirs=theirs,
+        ours=Opinion("en", (scores or Scores(0.9, weakest, 4, 0.98)).weakest),
+        theirs=Opinion("en", theirs),
         primary_errors=wrong,
         fallback_errors=other,
         primary_ms=10.0,
@@ -428,7 +429,9 @@ def test_too_few_clips_are_said_to_be_too_few() -> None:
 def test_answering_with_the_better_text_is_recommended_where_it_is_better() -> None:
     """In every fifth doubtful clip the fallback's text is worse, and its tokens show that."""
     rows = [
-        replace(each, fallback_errors=8, theirs=0.0) if n % 5 == 0 else replace(each, theirs=0.99)
+        replace(each, fallback_errors=8, theirs=Opinion("en", 0.0))
+        if n % 5 == 0
+        else replace(each, theirs=Opinion("en", 0.99))
         for n, each in enumerate(separable(200).rows)
     ]
     report = report_of(Clips(rows), "40%")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stt_cascade.cascade.decision import Opinion
 from stt_cascade.cli.endpoint import Endpoint
 from stt_cascade.cli.hardware import Recipe
 from stt_cascade.cli.measuring import Stop
@@ -202,7 +203,8 @@ def _routable(version_: Version, mine: Heard, theirs: Heard, folder: Path) -> Ro
         words=own.words,
         scores=mine.scores,
         always=not mine.own,
-        theirs=theirs.weakest,
+        ours=Opinion.of(mine.text, mine.language, mine.weakest),
+        theirs=Opinion.of(theirs.text, theirs.language, theirs.weakest),
         primary_errors=own.errors,
         fallback_errors=other.errors,
         primary_ms=mine.infer_ms,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stt_cascade.cascade.decision import GATES, Gate
-from stt_cascade.config import PrimaryConfig, fields
 from stt_cascade.measure.routing import PICKS
 
 SETTINGS: dict[Gate, str] = {
@@ -100,9 +99,8 @@ def env(report: Report) -> str:
         f"# {report['target']}: {chosen['escalation']['value']:.1f} % escalation, "
         f"WER {chosen['wer']['value']:.2f} %",
         *(f"{SETTINGS[gate]}={values[gate]:g}" for gate in GATES),
+        f"FINAL_PICK={chosen['pick']}",
     ]
-    if "FINAL_PICK" in fields(PrimaryConfig):
-        lines.append(f"FINAL_PICK={chosen['pick']}")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.cascade.decision import GATES, Escalate, Gate, Policy, decide
+from stt_cascade.cascade.decision import GATES, Escalate, Gate, Opinion, Policy, decide, pick
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -38,7 +38,7 @@ class Routable:
         words: of the reference.
         scores: of the primary's text; None: the gates are not asked.
         always: the primary asks the fallback, whatever the scores.
-        theirs: how strong the fallback's weakest tokens are; None: nobody speaks.
+        ours, theirs: how sure each tier is of its text.
     """
 
     group: str
@@ -48,7 +48,8 @@ class Routable:
     words: int
     scores: Scores | None
     always: bool
-    theirs: float | None
+    ours: Opinion
+    theirs: Opinion
     primary_errors: int
     fallback_errors: int
     primary_ms: float
@@ -56,10 +57,10 @@ class Routable:
 
     @property
     def best_errors(self) -> int:
-        """Of the text with the stronger weakest tokens; in doubt of the fallback's."""
-        if self.scores is None or self.theirs is None or self.scores.weakest <= self.theirs:
-            return self.fallback_errors
-        return self.primary_errors
+        """Of the text that the service would answer with under `FINAL_PICK=best`."""
+        doubted = self.scores is not None and not self.always
+        best = pick(self.ours, self.theirs) if doubted else "fallback"
+        return self.primary_errors if best == "primary" else self.fallback_errors
 
 
 class Clips:
