@@ -19,6 +19,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "transcribe": ("tools", "rich"),
     "load": ("tools", "kneed"),
     "soak": ("tools", "scipy"),
+    "canary": ("tools", "scipy"),
 }
 
 
