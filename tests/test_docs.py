@@ -61,6 +61,7 @@ PAGES = sorted(
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
     *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
+    *("STT_SMOKE_URL", "STT_SMOKE_KEY"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
