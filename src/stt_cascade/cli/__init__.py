@@ -21,6 +21,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "transcribe": ("tools", "rich"),
     "load": ("tools", "kneed"),
     "soak": ("tools", "scipy"),
+    "canary": ("tools", "scipy"),
 }
 
 

@@ -6,6 +6,7 @@ import typer
 
 from stt_cascade.cli import bench, config, models
 from stt_cascade.cli.calibrate import calibrate
+from stt_cascade.cli.canary import canary
 from stt_cascade.cli.demo import demo
 from stt_cascade.cli.load import load
 from stt_cascade.cli.score import score
@@ -27,6 +28,7 @@ app.command()(score)
 app.command()(calibrate)
 app.command()(load)
 app.command()(soak)
+app.command()(canary)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
