@@ -90,10 +90,9 @@ def canary(
     """
     from rich.console import Console
 
-    from stt_cascade.measure import canary_report
+    from stt_cascade.measure import canary_report, scrape
     from stt_cascade.measure.canary import Watch
     from stt_cascade.measure.guardrails import Limits
-    from stt_cascade.measure.scrape import Prometheus, Services, client
 
     seconds = duration(lasts)
     between = duration(every) if every else min(MOST_BETWEEN_S, seconds / LOOKS)
@@ -112,15 +111,12 @@ def canary(
         console = Console(width=WIDTH)  # a file has no edge
 
     async def work(stop: Stop) -> None:
-        async with client() as http:
-            sides: list[Source] = (
-                [Services(http, urls or (), key) for urls in (baselines, canaries)]
-                if prometheus is None
-                else [
-                    Prometheus(http, prometheus, selector.strip().strip("{}"), key)
-                    for selector in (baseline_selector, canary_selector)
-                ]
-            )
+        sources = (
+            scrape.services(baselines or (), canaries or (), key=key)
+            if prometheus is None
+            else scrape.prometheus(prometheus, baseline_selector, canary_selector, key=key)
+        )
+        async with sources as sides:
             await _look_on(watch, sides, between, stop, console)
 
     measure(work)

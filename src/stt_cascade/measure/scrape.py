@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import httpx2
 
 from stt_cascade.measure.counts import NAMES, REQUESTS, Looked, Sample, Silence, series
+from stt_sdk import STTClient, STTError, UnauthorizedError
 
 PATIENCE_S = 5.0
 
@@ -30,26 +32,22 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """Instances at known addresses.
+    """Instances at known addresses, each with its client."""
 
-    Args:
-        key: of `METRICS_KEYS`, where they want one.
-    """
-
-    http: httpx2.AsyncClient
-    urls: Sequence[str]
-    key: str | None = None
+    clients: Mapping[str, STTClient]
 
     async def look(self) -> Looked:
-        found = await asyncio.gather(*(self._one(url) for url in self.urls))
-        return dict(zip(self.urls, found, strict=True))
+        found = await asyncio.gather(*map(_one, self.clients.values()))
+        return dict(zip(self.clients, found, strict=True))
 
-    async def _one(self, url: str) -> Sample | Silence:
-        try:
-            text = (await _get(self.http, f"{url.rstrip('/')}/metrics", self.key)).text
-            return parsed(text)
-        except (LookupError, ValueError) as error:
-            return Silence(str(error))
+
+async def _one(client: STTClient) -> Sample | Silence:
+    try:
+        return parsed(await client.prometheus())
+    except UnauthorizedError as error:
+        return Silence(f"{error.message}: a key of METRICS_KEYS is needed")
+    except (STTError, ValueError) as error:
+        return Silence(str(error))
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,28 @@ class Prometheus:
             raise LookupError(f"{self.url} does not answer as Prometheus does") from None
 
 
-def client() -> httpx2.AsyncClient:
-    """What both work with; to be closed."""
-    return httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False)
+@asynccontextmanager
+async def services(*sides: Sequence[str], key: str | None) -> AsyncIterator[list[Source]]:
+    """Each side's instances, straight from their addresses.
+
+    Args:
+        key: of `METRICS_KEYS`, where they want one.
+    """
+    async with AsyncExitStack() as stack:
+        found: list[Source] = []
+        for urls in sides:
+            clients = {url: STTClient(url, api_key=key, timeout=PATIENCE_S) for url in urls}
+            for client in clients.values():
+                await stack.enter_async_context(client)
+            found.append(Services(clients))
+        yield found
+
+
+@asynccontextmanager
+async def prometheus(url: str, *selectors: str, key: str | None) -> AsyncIterator[list[Source]]:
+    """Each side by its labels, from a Prometheus."""
+    async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False) as http:
+        yield [Prometheus(http, url, selector.strip().strip("{}"), key) for selector in selectors]
 
 
 def parsed(text: str) -> Sample:
@@ -119,21 +136,18 @@ def parsed(text: str) -> Sample:
     return found
 
 
-async def _get(
-    http: httpx2.AsyncClient, url: str, key: str | None, query: str | None = None
-) -> httpx2.Response:
+async def _get(http: httpx2.AsyncClient, url: str, key: str | None, query: str) -> httpx2.Response:
     """Raises LookupError: there is no answer 200."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = await http.get(url, headers=headers, params={"query": query} if query else None)
+        answer = await http.get(url, headers=headers, params={"query": query})
     except httpx2.TimeoutException:
         raise LookupError(f"no answer within {PATIENCE_S:g} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise LookupError(str(error) or type(error).__name__) from None
     if answer.status_code != 200:
-        hint = ", so a key of METRICS_KEYS is needed" if answer.status_code == 401 else ""
-        said = answer.json().get("error", "") if _is_json(answer) and query else ""
-        raise LookupError(f"it answers {answer.status_code}{hint}{f': {said}' if said else ''}")
+        said = answer.json().get("error", "") if _is_json(answer) else ""
+        raise LookupError(f"it answers {answer.status_code}{f': {said}' if said else ''}")
     return answer
 
 
