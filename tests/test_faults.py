@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from faults import load
+from faults.__main__ import chosen
 from faults.calls import Call
 from faults.hostile import opened_files
-from faults.lab import Lab
+from faults.lab import Lab, Size
 from faults.pool import answered_once
 from faults.proxy import Fault, FaultProxy
 from faults.report import Report, Row
 from faults.rows import ROWS
 from faults.soak import Trend
+from faults.speech import Rounds, missing
 from faults.stub import Stub
 from faults.tiers import Tier
 from stt_sdk import STTError
@@ -130,6 +133,60 @@ def test_a_call_that_two_hosts_answered_is_seen(tmp_path: Path) -> None:
         report = Report()
         answered_once(report, [call], tiers)
         assert report.holds == holds
+
+
+def _saw(n: int) -> int:
+    """What a clip takes and gives back: 60 MB, in teeth of seven samples."""
+    return 60 * MIB * (n % 7) // 6
+
+
+@pytest.mark.parametrize("phase", range(7))
+def test_what_comes_and_goes_is_no_leak(phase: int) -> None:
+    samples = [(100 * MIB + _saw(n + phase), 40 + n % 7) for n in range(60)]
+    assert Trend.of(samples).flat
+
+
+@pytest.mark.parametrize("phase", range(7))
+def test_a_slow_leak_is_seen_under_what_comes_and_goes(phase: int) -> None:
+    # 45 MB in the second half, less than a tooth.
+    samples = [(100 * MIB + _saw(n + phase) + 3 * MIB * n // 2, 40 + n % 7) for n in range(60)]
+    assert not Trend.of(samples).flat
+
+
+def test_connections_of_callers_who_are_more_for_a_while_are_no_leak() -> None:
+    samples = [(100 * MIB, 40 + (n % 7) * (3 if n > 45 else 1)) for n in range(60)]
+    assert Trend.of(samples).flat
+    assert not Trend.of([(memory, held + n // 6) for n, (memory, held) in enumerate(samples)]).flat
+
+
+def test_a_row_that_lacks_what_it_needs_says_so_and_does_not_hold(tmp_path: Path) -> None:
+    assert "stt models pull base" in missing(tmp_path, tmp_path)
+    (tmp_path / "model.bin").touch()
+    assert "no labelled speech" in missing(tmp_path, tmp_path)
+    (tmp_path / "manifest.jsonl").touch()
+    assert missing(tmp_path, tmp_path) == ""
+    report = Report(missing="no weights")
+    assert (report.holds, report.verdict) == (False, "CANNOT BE TRIED here: no weights")
+
+
+def test_the_soak_with_real_speech_runs_only_where_it_is_named() -> None:
+    for size in get_args(Size):
+        assert "speech" not in [row.name for row in chosen(size, None)]
+    assert [row.name for row in chosen("usual", ["speech"])] == ["speech"]
+
+
+def test_rounds_hold_every_clip_once_in_another_order_each_time(tmp_path: Path) -> None:
+    names = [f"{n}.wav" for n in range(9)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    lines = [f'{{"file": "{name}", "text": "", "language": "en"}}\n' for name in names]
+    (tmp_path / "manifest.jsonl").write_text("".join(lines))
+    sent = [Rounds(tmp_path)(number) for number in range(2 * len(names))]
+    first, second = sent[: len(names)], sent[len(names) :]
+    assert len(set(first)) == len(names)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert sent == [Rounds(tmp_path)(number) for number in range(2 * len(names))]
 
 
 def test_a_trace_tells_what_was_opened_outside_libraries(tmp_path: Path) -> None:

@@ -27,8 +27,10 @@ from primaries import (
 from running import Tiers, primary_config
 from stt_sdk import (
     ConnectionFailed,
+    Event,
     InternalError,
     InvalidAnswerError,
+    RequestStarted,
     RetryPolicy,
     STTError,
     STTPool,
@@ -184,6 +186,22 @@ def test_callers_in_a_hurry_do_not_take_a_host_from_the_others() -> None:
                 with pytest.raises(TimedOut):
                     await pool.transcribe(CLIP, deadline=0.02)
             assert states(pool) == ["well"]
+
+    asyncio.run(scenario())
+
+
+def test_a_header_that_cannot_be_sent_is_no_hosts_fault() -> None:
+    def hook(event: Event) -> None:
+        if isinstance(event, RequestStarted):
+            event.headers["traceparent"] = "two\nlines"
+
+    async def scenario() -> None:
+        async with Primary() as primary, STTPool([primary.url], telemetry=hook) as pool:
+            for _ in range(FAILURES_TO_EJECT):
+                with pytest.raises(ValueError, match="cannot be sent"):
+                    await pool.transcribe(CLIP)
+            assert states(pool) == ["well"]
+            assert primary.asked == []
 
     asyncio.run(scenario())
 

@@ -31,6 +31,7 @@ async def exchange(
         ConnectionFailed, TimedOut: there is none.
         InvalidAnswerError: a 200 that cannot be read.
         SourceFailed: the clip's source raised something while it was being sent.
+        ValueError: it is no request that could be sent.
     """
     try:
         return await within(seconds, _send(host, method, path, request, headers))
@@ -42,6 +43,9 @@ async def exchange(
             starved = request is not None and request.starved
             why = ": by then the source had not given all of its bytes" if starved else ""
             raise TimedOut(f"no answer within {seconds:.3g} s{why}", starved=starved) from None
+        if isinstance(error, httpx2.LocalProtocolError):
+            # No host's fault, and none would take it: a header that a hook has put in.
+            raise ValueError(f"the request cannot be sent: {error}") from error
         if isinstance(error, httpx2.RequestError):
             said = str(error) or type(error).__name__
             if isinstance(error, NEVER_SENT):

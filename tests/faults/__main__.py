@@ -6,13 +6,14 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 
-from faults.lab import Lab
+from faults.lab import Lab, Size
 from faults.report import Report, Row
 from faults.rows import ROWS
 from stt_cascade.cli.stack import supervise
 
-# Longer than any row takes; the soak has its own time on top.
+# Longer than any row takes; a soak has its own time on top.
 ROW_S = {"short": 120.0, "usual": 300.0, "long": 1200.0}
 
 
@@ -23,7 +24,7 @@ def say(text: str) -> None:
 async def run_row(row: Row, options: argparse.Namespace) -> Report:
     """One row in a lab of its own; what broke instead of failing is a failure too."""
     report = Report()
-    limit = ROW_S[options.size] + 120 * options.soak
+    limit = ROW_S[options.size] + row.extra_s + 120 * options.soak
     async with Lab(options.size, options.soak) as lab:
         try:
             await asyncio.wait_for(row.run(lab, report), limit)
@@ -47,12 +48,18 @@ async def run(rows: list[Row], options: argparse.Namespace) -> int:
             say(f"  {check}")
         if not report.holds:
             failed.append(row.name)
-        verdict = "holds" if report.holds else "FAILS"
-        say(f"   {row.name} {verdict}, {time.monotonic() - since:.0f} s")
+        say(f"   {row.name} {report.verdict}, {time.monotonic() - since:.0f} s")
     say(f"\n{len(rows) - len(failed)} of {len(rows)} hold, {time.monotonic() - began:.0f} s")
     if failed:
         say(f"these do not: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def chosen(size: Size, named: Sequence[str] | None) -> list[Row]:
+    """The rows to run."""
+    if named:
+        return [row for row in ROWS if row.name in named]
+    return [row for row in ROWS if row.usual and (row.short or size != "short")]
 
 
 def main() -> int:
@@ -62,13 +69,13 @@ def main() -> int:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--short", dest="size", action="store_const", const="short")
     size.add_argument("--long", dest="size", action="store_const", const="long")
-    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="of the soak")
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="of a soak")
     parser.set_defaults(size="usual")
     options = parser.parse_args()
-    usual = [row.name for row in ROWS if row.short or options.size != "short"]
-    rows = [row for row in ROWS if row.name in (options.only or usual)]
     try:
-        return supervise(run(rows, options), say=say, kill=lambda: sys.exit(130))
+        return supervise(
+            run(chosen(options.size, options.only), options), say=say, kill=lambda: sys.exit(130)
+        )
     except asyncio.CancelledError:
         return 130
 

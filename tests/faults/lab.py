@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -12,11 +13,10 @@ from typing import Any, Literal
 
 from faults import load
 from faults.proxy import Fault, FaultProxy
-from faults.stub import Stub
-from faults.tiers import Tier
+from faults.stub import SLOTS, Stub
+from faults.tiers import Build, Tier
 
 Size = Literal["short", "usual", "long"]
-SLOTS = 2
 # Enough to keep the slots busy, and few enough that nobody is refused.
 RATED_CALLERS = 3 * SLOTS
 
@@ -26,7 +26,7 @@ class Lab:
 
     Args:
         size: `short`, a minute for all rows; `usual`, a quarter of an hour; `long`.
-        soak_minutes: how long the soak lasts; 0: as long as fits the size.
+        soak_minutes: how long a soak lasts; 0: as long as fits the size.
     """
 
     def __init__(self, size: Size = "usual", soak_minutes: float = 0.0) -> None:
@@ -57,11 +57,11 @@ class Lab:
         """A whole number by the size."""
         return round(self.pick(short, usual))
 
-    async def primary(self, stub: Stub | None = None, **settings: Any) -> Tier:
-        return await self._start("primary", stub, (), settings)
+    async def primary(self, build: Build | None = None, **settings: Any) -> Tier:
+        return await self._start("primary", build, (), settings)
 
-    async def fallback(self, stub: Stub | None = None, **settings: Any) -> Tier:
-        return await self._start("fallback", stub, (), settings)
+    async def fallback(self, build: Build | None = None, **settings: Any) -> Tier:
+        return await self._start("fallback", build, (), settings)
 
     async def traced(self, command: Sequence[str]) -> Tier:
         """A primary under a command such as strace."""
@@ -71,11 +71,11 @@ class Lab:
         return await self._exit.enter_async_context(FaultProxy(target, faults))
 
     async def _start(
-        self, name: str, stub: Stub | None, command: Sequence[str], settings: dict[str, Any]
+        self, name: str, build: Build | None, command: Sequence[str], settings: dict[str, Any]
     ) -> Tier:
         self._count += 1
         folder = self.folder / f"{self._count}-{name}"
-        tier = Tier(name, folder, stub or Stub(), command, {"MAX_CONCURRENCY": SLOTS, **settings})
+        tier = Tier(name, folder, build or Stub(), command, settings)
         self._exit.push_async_callback(tier.close)
         await tier.start()
         return tier
@@ -90,10 +90,21 @@ async def until(true: Callable[[], bool], patience: float = load.PATIENCE_S) -> 
     return came
 
 
-async def rated(tier: Tier, seconds: float) -> tuple[float, list[load.Answer]]:
-    """The rated load R: clips a second that the engine sustains, and the answers."""
+async def rated(
+    tier: Tier,
+    seconds: float = math.inf,
+    *,
+    requests: load.Requests | None = None,
+    most: int | None = None,
+) -> tuple[float, list[load.Answer]]:
+    """The rated load R: clips a second that the engine sustains, and the answers.
+
+    Args:
+        requests: by default uploads of 1 s.
+        most: so many requests.
+    """
     answers = await load.closed_loop(
-        tier.port, load.upload(), callers=RATED_CALLERS, seconds=seconds
+        tier.port, requests or load.upload(), callers=RATED_CALLERS, seconds=seconds, most=most
     )
     return throughput(answers), answers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import random
 from collections import Counter
@@ -126,15 +127,35 @@ def parse(received: bytes, how: str, seconds: float, began: float) -> Answer:
     return Answer(int(status.split()[1]), "answered", seconds, began, headers, body)
 
 
-async def closed_loop(port: int, sent: bytes, *, callers: int, seconds: float) -> list[Answer]:
-    """So many callers, each of whom asks again as soon as it has its answer."""
+# A request, or what makes the n-th of them.
+Requests = bytes | Callable[[int], bytes]
+
+
+def _nth(requests: Requests, number: int) -> bytes:
+    return requests if isinstance(requests, bytes) else requests(number)
+
+
+async def closed_loop(
+    port: int,
+    requests: Requests,
+    *,
+    callers: int,
+    seconds: float = math.inf,
+    most: int | None = None,
+) -> list[Answer]:
+    """So many callers, each of whom asks again as soon as it has its answer.
+
+    Args:
+        most: requests of all callers together.
+    """
     clock = asyncio.get_running_loop().time
     end = clock() + seconds
     answers: list[Answer] = []
+    numbers = itertools.count() if most is None else iter(range(most))
 
     async def one() -> None:
-        while clock() < end:
-            answers.append(await call(port, sent))
+        while clock() < end and (number := next(numbers, None)) is not None:
+            answers.append(await call(port, _nth(requests, number)))
 
     await asyncio.gather(*(one() for _ in range(callers)))
     return answers
@@ -142,16 +163,16 @@ async def closed_loop(port: int, sent: bytes, *, callers: int, seconds: float) -
 
 async def open_loop(
     port: int,
-    make: Callable[[int], bytes] | bytes,
+    requests: Requests,
     *,
     rate: float,
     seconds: float,
+    patience: float = PATIENCE_S,
     until: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """So many requests a second, whatever becomes of those before.
 
     Args:
-        make: the request, or what makes the n-th of them.
         until: ends it earlier.
     """
     clock = asyncio.get_running_loop().time
@@ -161,8 +182,7 @@ async def open_loop(
         await asyncio.sleep(max(0.0, began + number / rate - clock()))
         if until():
             break
-        sent = make if isinstance(make, bytes) else make(number)
-        calls.append(asyncio.create_task(call(port, sent)))
+        calls.append(asyncio.create_task(call(port, _nth(requests, number), patience=patience)))
     return list(await asyncio.gather(*calls))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from faults import load
-from faults.lab import SLOTS, Lab, rated
+from faults.lab import Lab, rated
 from faults.proxy import LATENCY_S, Fault
 from faults.report import Report, Row
+from faults.stub import SLOTS
 
 # Each as often as it is there.
 BETWEEN: tuple[Fault, ...] = (

@@ -25,9 +25,9 @@ from faults.calls import (
     told,
     url,
 )
-from faults.lab import SLOTS, Lab, until
+from faults.lab import Lab, until
 from faults.report import Report, Row
-from faults.stub import Stub
+from faults.stub import SLOTS, Stub
 from faults.tiers import Tier
 from stt_sdk import STTClient, STTPool
 

@@ -25,10 +25,15 @@ class Check:
 
 @dataclass
 class Report:
-    """What one row measured."""
+    """What one row measured.
+
+    Attributes:
+        missing: what it needs and is not here, so that it could not be tried.
+    """
 
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missing: str = ""
 
     def check(self, what: str, figure: object, holds: bool) -> None:
         self.checks.append(Check(what, str(figure), holds))
@@ -50,6 +55,12 @@ class Report:
     def holds(self) -> bool:
         return bool(self.checks) and all(check.holds for check in self.checks)
 
+    @property
+    def verdict(self) -> str:
+        if self.missing:
+            return f"CANNOT BE TRIED here: {self.missing}"
+        return "holds" if self.holds else "FAILS"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,6 +70,8 @@ class Row:
         tried, promised: for people.
         run: does it, and writes down what it measures.
         short: part of the short form; else it takes its time, whatever the size.
+        usual: it runs unasked; else only where it is named.
+        extra_s: seconds that it may take beyond what others may.
     """
 
     name: str
@@ -66,3 +79,5 @@ class Row:
     promised: str
     run: Callable[[Lab, Report], Awaitable[None]]
     short: bool = True
+    usual: bool = True
+    extra_s: float = 0.0

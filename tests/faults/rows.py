@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, escalation, hostile, overload, pool, soak
+from faults import bodies, ends, escalation, hostile, overload, pool, soak, speech
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
@@ -13,4 +13,5 @@ ROWS: tuple[Row, ...] = (
     *ends.ROWS,
     *pool.ROWS,
     *soak.ROWS,
+    *speech.ROWS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faults import load, procfs
@@ -14,16 +15,20 @@ from faults.tiers import Tier
 MIB = 1024 * 1024
 SHARE = 0.8
 GROWTH_MB = 20.0
-SAMPLES = 60
+# So many, and one so often.
+SAMPLES, SAMPLE_S = 60, 1.0
+# Longer than the deadline of a request: who has no answer by then gets none.
+PATIENCE_S = 90.0
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Of a soak's second half: growth from the median of its first third to that of its last.
+    """Of a soak's second half: growth from its first third to its last, by their medians.
 
     Attributes:
         memory: MB, of the process and all below it.
-        descriptors: of the process.
+        descriptors: of the process, by their least instead: callers hold some for a moment, but
+            what leaks never comes back.
     """
 
     memory: float
@@ -35,13 +40,11 @@ class Trend:
         half = samples[len(samples) // 2 :]
         third = max(1, len(half) // 3)
         early, late = half[:third], half[-third:]
-        # What grows from the one median to the other does so in two thirds of the time.
+        # What grows from the one third to the other does so in two thirds of the time.
         scale = len(half) / (len(half) - third)
-        memory, descriptors = (
-            scale * (_median([one[kind] for one in late]) - _median([one[kind] for one in early]))
-            for kind in (0, 1)
-        )
-        return cls(memory / MIB, descriptors)
+        memory = _median([one[0] for one in late]) - _median([one[0] for one in early])
+        descriptors = min(one[1] for one in late) - min(one[1] for one in early)
+        return cls(scale * memory / MIB, scale * descriptors)
 
     @property
     def flat(self) -> bool:
@@ -55,16 +58,25 @@ def _median(values: list[int]) -> float:
     return float(sorted(values)[len(values) // 2])
 
 
+async def soaked(
+    tiers: Sequence[Tier], requests: load.Requests, rate: float, seconds: float
+) -> tuple[list[Trend], list[load.Answer]]:
+    """Send the first tier so many requests a second: how each tier grew, and the answers."""
+    sending = asyncio.create_task(
+        load.open_loop(tiers[0].port, requests, rate=rate, seconds=seconds, patience=PATIENCE_S)
+    )
+    samples: list[list[tuple[int, int]]] = [[] for _ in tiers]
+    while not sending.done():
+        for tier, own in zip(tiers, samples, strict=True):
+            own.append((procfs.resident(tier.pid), procfs.descriptors(tier.pid)))
+        await asyncio.wait({sending}, timeout=min(seconds / SAMPLES, SAMPLE_S))
+    return [Trend.of(own) for own in samples], await sending
+
+
 async def _soak(tier: Tier, seconds: float) -> tuple[Trend, list[load.Answer], float]:
     rate, _ = await rated(tier, 1.0)
-    sending = asyncio.create_task(
-        load.open_loop(tier.port, load.upload(), rate=SHARE * rate, seconds=seconds)
-    )
-    samples = []
-    while not sending.done():
-        samples.append((procfs.resident(tier.pid), procfs.descriptors(tier.pid)))
-        await asyncio.wait({sending}, timeout=seconds / SAMPLES)
-    return Trend.of(samples), await sending, rate
+    (trend,), answers = await soaked([tier], load.upload(), SHARE * rate, seconds)
+    return trend, answers, rate
 
 
 async def soak(lab: Lab, report: Report) -> None:

@@ -13,6 +13,7 @@ import struct
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from fastapi import FastAPI
 
@@ -24,6 +25,7 @@ from stt_cascade.telemetry import logs
 
 # A clip with this prompt gets a text that the primary doubts.
 DOUBT = "doubt"
+SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,16 @@ class Stub:
         keeps: every clip it hears, for good: a leak on purpose.
     """
 
+    model: ClassVar[str] = "whisper-stub-ct2"
     seconds: float = 0.05
     keeps: bool = False
+
+    def app(self, name: str) -> list[str]:
+        return ["--factory", f"faults.stub:{name}"]
+
+    def settings(self, name: str) -> dict[str, Any]:
+        # A tone is not speech.
+        return {"MAX_CONCURRENCY": SLOTS, "VAD": "off"}
 
     def write(self, settings: Path) -> None:
         settings.with_suffix(".stub").write_text(json.dumps(asdict(self)))

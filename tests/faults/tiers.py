@@ -1,4 +1,4 @@
-"""Tiers as processes of their own, started as `stt up` starts them, with the stub engine."""
+"""Tiers as processes of their own, started as `stt up` starts them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from faults import load, procfs
-from faults.stub import Counts, Stub
+from faults.stub import Counts
 from stt_cascade.cli.child import HOST, PROTOCOL
 from stt_cascade.cli.stack import as_env, free_port
 
@@ -21,8 +21,25 @@ START_S = 60.0
 TESTS = Path(__file__).parent.parent
 FIRST_PORT = 18_081
 # Nobody is slowed down by the rate limit; tests of it are elsewhere.
-COMMON = {"DEVICE": "cpu", "VAD": "off", "RATE_LIMIT_RPS": 100_000, "RATE_LIMIT_BURST": 100_000}
+COMMON = {"DEVICE": "cpu", "RATE_LIMIT_RPS": 100_000, "RATE_LIMIT_BURST": 100_000}
 MODEL = {"primary": "CT2_SMALL_PATH", "fallback": "CT2_MEDIUM_PATH"}
+
+
+class Build(Protocol):
+    """What a tier is made of; `name` is the tier's."""
+
+    @property
+    def model(self) -> str:
+        """Folder of the weights."""
+
+    def app(self, name: str) -> list[str]:
+        """What uvicorn is told to run."""
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Settings that go with it."""
+
+    def write(self, settings: Path) -> None:
+        """Leave beside the settings file what it reads there."""
 
 
 class Tier:
@@ -30,24 +47,32 @@ class Tier:
 
     Args:
         name: `primary` or `fallback`.
+        build: what serves.
         folder: of its own, for settings, log and temporary files.
         command: what the server runs under, such as strace.
     """
 
     def __init__(
-        self, name: str, folder: Path, stub: Stub, command: Sequence[str], settings: dict[str, Any]
+        self,
+        name: str,
+        folder: Path,
+        build: Build,
+        command: Sequence[str],
+        settings: dict[str, Any],
     ) -> None:
         self.name = name
         self.port = int(settings.pop("port", 0)) or free_port(FIRST_PORT)
         self.settings = folder / f"{name}.env"
         self.temporary = folder / "tmp"
+        self._build = build
         self._command = command
         folder.mkdir(exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
         own = {"FALLBACK_URL": f"http://{HOST}:9"} if name == "primary" else {}
-        values = {MODEL[name]: "whisper-stub-ct2", **COMMON, **own, **settings}
+        built = build.settings(name)
+        values = {MODEL[name]: build.model, **COMMON, **own, **built, **settings}
         self.settings.write_text(as_env(values), encoding="utf-8")
-        stub.write(self.settings)
+        build.write(self.settings)
         self.counts = Counts(self.settings)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -57,7 +82,7 @@ class Tier:
         Raises:
             RuntimeError: it ended instead, or took too long.
         """
-        server = [sys.executable, "-m", "uvicorn", "--factory", f"faults.stub:{self.name}"]
+        server = [sys.executable, "-m", "uvicorn", *self._build.app(self.name)]
         server += ["--host", HOST, "--port", str(self.port), "--workers", "1"]
         server += ["--http", PROTOCOL, "--no-proxy-headers"]
         # It dies with this process, whatever ends that.
