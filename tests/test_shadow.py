@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes import Clock, Reply, ScriptedFallback, answer_of_fallback, error
+from fakes import PATIENCE, Clock, Reply, ScriptedFallback, answer_of_fallback, error
 from running import primary_config
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
@@ -66,7 +66,7 @@ class Shadowing:
     async def all_ended(self) -> None:
         if self.shadows.held:
             self._idle.clear()
-            await self._idle.wait()
+            await asyncio.wait_for(self._idle.wait(), PATIENCE)
 
     async def ask(self, seconds: float = 20) -> str:
         """A call that somebody waits for."""
