@@ -18,9 +18,9 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fakes import FALLBACK_KEY, PATIENCE, FakeEngine, ScriptedFallback
+from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine, ScriptedFallback
 from stt_cascade.cascade.hearing import DecoderPools
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.app import create_app
 from stt_cascade.http.protocol import Protocol
@@ -28,14 +28,15 @@ from stt_cascade.http.service import Service
 from tones import wav
 
 TRANSCRIBE = "/v1/transcribe"
+LOADING = 120.0  # seconds for real weights, and for the warm-up on a machine that is busy
 # A tier of its own process starts its own; here hundreds of tiers come and go.
 POOLS = DecoderPools.make()
 atexit.register(POOLS.close)
 
 
-def until(true: Callable[[], bool], what: str) -> None:
+def until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
     """Wait for a state that nothing announces."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + patience
     while not true():
         assert time.monotonic() < give_up, f"it never came to this: {what}"
         time.sleep(0.002)
@@ -79,8 +80,8 @@ class RunningTier:
         """How many have come so far, whatever they were for."""
         return self._server.server_state.total_requests
 
-    def wait_until_ready(self) -> None:
-        until(lambda: self.get("/v1/ready").status_code == 200, "the tier is ready")
+    def wait_until_ready(self, patience: float = PATIENCE) -> None:
+        until(lambda: self.get("/v1/ready").status_code == 200, "the tier is ready", patience)
 
     def stop(self) -> None:
         """Ask the server to stop."""
@@ -188,7 +189,7 @@ class Tiers:
         """With the engine that the settings name."""
         tier = RunningTier(config, None)
         self._running.append(tier)
-        tier.wait_until_ready()
+        tier.wait_until_ready(LOADING)
         return tier
 
     def fallback(self, engine: Engine | None = None, **settings: Any) -> RunningTier:
@@ -254,3 +255,21 @@ def env_file(path: Path, **settings: object) -> Path:
     new = path.with_suffix(".new")
     new.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
     return new.replace(path)
+
+
+@contextmanager
+def running_cascade() -> Iterator[RunningTier]:
+    """A primary with its fallback, as `configs/cpu` sets them up, on the real weights of Whisper
+    base; without them, on fake engines that hear four words wherever somebody speaks.
+    """
+    root = Path(__file__).parent.parent
+    weights = root / "models" / "whisper-base-ct2"
+    with running_tiers() as tiers:
+        if not (weights / "model.bin").is_file():
+            yield tiers.cascade(vad=True, api_keys=(PRIMARY_KEY,))[0]
+            return
+        other = load(FallbackConfig, root / "configs/cpu/stt_fallback.env")
+        fallback = tiers.run_real(other.model_copy(update={"model_path": weights}))
+        config = load(PrimaryConfig, root / "configs/cpu/stt_primary.env")
+        real = {"model_path": weights, "fallback_url": fallback.url}
+        yield tiers.run_real(config.model_copy(update=real))

@@ -129,6 +129,7 @@ def test_the_snapshot_of_a_new_tier_is_all_zeros(tiers: Tiers, nobody: str) -> N
     )
     assert snapshot["thresholds"] == {"logprob": 0.6, "langprob": 0.7, "words": 3, "weakest": 0}
     assert snapshot["gpu"] is None
+    assert all(snapshot["process"][what] > 0 for what in ("rss_mb", "descriptors", "threads"))
 
 
 def test_the_snapshot_counts_what_happened(tiers: Tiers) -> None:

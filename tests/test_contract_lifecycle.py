@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from fakes import PATIENCE
+from fakes import PATIENCE, Reply, ScriptedFallback
 from running import env_file, read_response, until
 from tones import wav
 
@@ -108,9 +109,10 @@ class Process:
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     started: list[Process] = []
 
-    def start(loads: str = "at-once", **settings: object) -> Process:
-        file = env_file(tmp_path / "tier.env", CT2_MEDIUM_PATH="models/fake", **MODEL, **settings)
-        started.append(Process("fallback", file, loads))
+    def start(loads: str = "at-once", tier: str = "fallback", **settings: object) -> Process:
+        path = {("CT2_SMALL_PATH" if tier == "primary" else "CT2_MEDIUM_PATH"): "models/fake"}
+        file = env_file(tmp_path / "tier.env", **path, **MODEL, **settings)
+        started.append(Process(tier, file, loads))
         return started[-1]
 
     yield start
@@ -230,6 +232,47 @@ def test_callers_who_take_no_answer_do_not_hold_a_stop_up(start: Callable[..., P
         assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
     assert tier.process.stdout is not None
     assert "ending with work unfinished" in tier.process.stdout.read()
+
+
+@both
+def test_shadows_do_not_hold_a_stop_up(
+    start: Callable[..., Process], scripted: Callable[..., ScriptedFallback], how: signal.Signals
+) -> None:
+    fallback = scripted(Reply(holds=threading.Event()))
+    settings = {"FALLBACK_URL": fallback.url, "SHADOW_RATE": 1, "FALLBACK_TIMEOUT_S": 600}
+    tier = start(tier="primary", DRAIN_TIMEOUT_S=600, **settings)
+    begun = tier.begin()
+    tier.wait_for_an_inference()
+    tier.let_go()
+    assert begun.result(PATIENCE).status_code == 200
+    fallback.wait_for(1)
+    tier.process.send_signal(how)
+    assert tier.process.wait(PATIENCE) in (0, -how)
+
+
+def test_a_stop_ends_the_shadows_before_it_waits_for_anything_else(
+    start: Callable[..., Process], scripted: Callable[..., ScriptedFallback]
+) -> None:
+    fallback = scripted(Reply(holds=threading.Event()))
+    settings = {"FALLBACK_URL": fallback.url, "SHADOW_RATE": 1, "FALLBACK_TIMEOUT_S": 600}
+    tier = start(tier="primary", DRAIN_TIMEOUT_S=600, **settings)
+    first = tier.begin()
+    tier.wait_for_an_inference()
+    tier.let_go()
+    assert first.result(PATIENCE).status_code == 200
+    fallback.wait_for(1)
+    second = tier.begin()
+    tier.wait_for_an_inference()
+
+    tier.process.send_signal(signal.SIGTERM)
+
+    given_up = 'stt_shadow_total{result="skipped"} 1.0'
+    until(lambda: given_up in tier.client.get("/metrics").text, "the shadow is given up")
+    assert not second.done()
+    tier.let_go()
+    assert second.result(PATIENCE).status_code == 200  # which has no shadow
+    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    assert len(fallback.asked) == 1
 
 
 @both

@@ -107,6 +107,62 @@ def test_each_request_is_one_json_line(
     }
 
 
+def test_who_picks_the_surer_text_logs_both_scores(
+    log: Log, tiers: Tiers, scripted: Callable[..., ScriptedFallback]
+) -> None:
+    surer = FakeEngine("two words", weakest=0.95)
+    primary = tiers.primary(surer, fallback=scripted(), final_pick="best")
+    primary.transcribe(headers={"X-Req-Id": "r-1"})
+    line = log.of("r-1")
+    assert (line["primary_weakest"], line["fallback_weakest"]) == (0.95, 0.9)
+    assert (line["picked"], line["model"]) == ("primary", "fake")
+    assert (line["reason"], line["fallback_used"]) == ("low_confidence", True)
+
+
+def shadow_line(log: Log) -> dict[str, Any]:
+    def found() -> list[dict[str, Any]]:
+        return [line for line in log.lines() if line["logger"] == "stt.shadow"]
+
+    until(lambda: bool(found()), "the shadow has its line")
+    (line,) = found()
+    return line
+
+
+def test_a_shadow_is_logged_with_the_id_of_its_request_and_without_the_texts(
+    log: Log, tiers: Tiers
+) -> None:
+    primary, _ = tiers.cascade(FakeEngine(SECRET_TEXT), FakeEngine(SECRET_TEXT), shadow_rate=1)
+    primary.transcribe(headers={"X-Req-Id": "r-1"})
+    line = shadow_line(log)
+    assert (line["message"], line["request_id"], line["disagreement"]) == (
+        "shadow compared",
+        "r-1",
+        0.0,
+    )
+    log.of("shadow-r-1")  # the fallback's own line
+    assert SECRET_TEXT not in log.text
+
+
+def test_a_shadow_is_logged_with_both_texts_if_the_settings_say_so(log: Log, tiers: Tiers) -> None:
+    primary, _ = tiers.cascade(FakeEngine(SECRET_TEXT), shadow_rate=1, log_text=True)
+    primary.transcribe()
+    line = shadow_line(log)
+    assert (line["primary_text"], line["fallback_text"]) == (SECRET_TEXT, "from the fallback")
+
+
+def test_a_shadow_that_fails_is_logged_with_its_cause(log: Log, tiers: Tiers, nobody: str) -> None:
+    primary = tiers.primary(FakeEngine(SECRET_TEXT), fallback=nobody, shadow_rate=1)
+    primary.transcribe(headers={"X-Req-Id": "r-1"})
+    line = shadow_line(log)
+    assert (line["message"], line["level"], line["request_id"]) == (
+        "shadow failed",
+        "warning",
+        "r-1",
+    )
+    assert line["error"].startswith("unreachable: ")
+    assert SECRET_TEXT not in log.text
+
+
 def test_both_tiers_log_the_same_request_id(log: Log, tiers: Tiers) -> None:
     primary, _ = tiers.cascade(FakeEngine("hm"))
     primary.transcribe(headers={"X-Req-Id": "r-1"})

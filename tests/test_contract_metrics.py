@@ -35,6 +35,9 @@ PROMISED = {
     "stt_second_looks": ("counter", set()),
     "stt_build_info": ("gauge", {"version", "commit", "model", "device"}),
     "stt_escalations": ("counter", {"reason"}),
+    "stt_final_picks": ("counter", {"tier"}),
+    "stt_shadow": ("counter", {"result"}),
+    "stt_shadow_disagreement": ("histogram", set()),
     "stt_fallback_errors": ("counter", {"cause"}),
     "stt_fallback_breaker_open": ("gauge", set()),
     "stt_confidence": ("histogram", {"score"}),
@@ -58,6 +61,8 @@ LABEL_VALUES = {
         "rejected",
         "breaker_open",
     },
+    ("stt_final_picks_total", "tier"): {"primary", "fallback"},
+    ("stt_shadow_total", "result"): {"compared", "skipped", "failed"},
     ("stt_conf_below_total", "gate"): {"logprob", "langprob", "words", "weakest"},
     ("stt_rejected_total", "reason"): {
         "unauthorized",

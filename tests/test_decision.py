@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from running import primary_config
 from stt_cascade.cascade.confidence import Scores, count_words
-from stt_cascade.cascade.decision import GATES, Accept, Escalate, Policy, decide
+from stt_cascade.cascade.decision import (
+    GATES,
+    Accept,
+    Escalate,
+    Opinion,
+    Policy,
+    decide,
+    pick,
+)
 
 POLICY = Policy(logprob=0.55, langprob=0.70, words=3, weakest=0.25)
 SURE = Scores(logprob=0.9, weakest=0.8, words=9, language_probability=0.98)
@@ -81,6 +89,39 @@ def test_a_decision_lists_exactly_the_scores_below_their_thresholds_in_order(
 def test_an_escalation_always_names_a_gate(scores: Scores, policy: Policy) -> None:
     decision = decide(scores, policy)
     assert isinstance(decision, Accept) or decision.gates
+
+
+opinions = st.builds(
+    Opinion.of,
+    text=st.sampled_from(["", "...", "a word", "東京"]),
+    language=st.sampled_from([None, "en", "de"]),
+    weakest=st.none() | ratio,
+)
+
+
+@given(opinions, opinions)
+def test_the_primarys_text_is_picked_only_if_it_is_known_to_be_stronger(
+    ours: Opinion, theirs: Opinion
+) -> None:
+    known = ours.weakest is not None and theirs.weakest is not None
+    stronger = known and ours.weakest > theirs.weakest  # type: ignore[operator]
+    same = ours.language == theirs.language
+    assert pick(ours, theirs) == ("primary" if stronger and same else "fallback")
+
+
+@given(opinions)
+def test_of_two_equal_texts_the_fallbacks_is_picked(opinion: Opinion) -> None:
+    assert pick(opinion, opinion) == "fallback"
+
+
+@pytest.mark.parametrize("text", ["", " ", "...", "?!"])
+def test_a_text_without_a_word_has_no_score(text: str) -> None:
+    assert Opinion.of(text, "en", 1.0).weakest is None
+
+
+def test_scores_are_compared_as_answers_show_them() -> None:
+    assert pick(Opinion.of("a", "en", 0.70004), Opinion.of("a", "en", 0.7)) == "fallback"
+    assert pick(Opinion.of("a", "en", 0.70006), Opinion.of("a", "en", 0.7)) == "primary"
 
 
 def test_the_policy_is_what_the_settings_say() -> None:

@@ -27,6 +27,7 @@ from pages import PAGES, ROOT, SRC, blocks, codes, mentions, named, prose, rows,
 from running import until
 from stt_cascade.admission import uploads
 from stt_cascade.answer import Answer, ErrorAnswer, Reason
+from stt_cascade.cascade import disagreement, fallback_client, shadow
 from stt_cascade.cascade.decision import GATES
 from stt_cascade.cascade.fallback_answer import CAUSES
 from stt_cascade.cli.app import app as stt
@@ -53,6 +54,7 @@ from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
     *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
+    *("STT_SMOKE_URL", "STT_SMOKE_KEY"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 }
@@ -275,6 +277,16 @@ def test_what_a_request_may_cost_is_as_documented() -> None:
     page = (ROOT / "docs/api.md").read_text()
     assert f"closes the connection {envelope.LAST_LOOK_S:g} s after the answer" in page
     assert f"thrown away for up to {envelope.LINGER_S:g} s" in page
+
+
+def test_what_a_shadow_may_cost_is_as_documented() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    assert f"of at most {shadow.AT_ONCE}; on the fallback 0" in page
+    assert f"first {disagreement.MAX_CHARACTERS:,} characters" in page
+    assert f"less than {fallback_client.SPARED_S:g} s ago" in page
+    assert f"`{shadow.PREFIX}`" in page
+    settings = (ROOT / "docs/settings.md").read_text()
+    assert f"Up to {shadow.AT_ONCE} clips are held besides `MAX_UPLOADS`" in settings
 
 
 def test_every_field_of_the_snapshot_has_a_row(app: FastAPI) -> None:

@@ -43,7 +43,7 @@ class Confidence(_Part):
 
 class Routing(_Part):
     tier: Literal["primary", "fallback"] = Field(description="Whose text this is.")
-    fallback_used: bool
+    fallback_used: bool = Field(description="Whether the fallback was asked, and answered.")
     reason: Reason = Field(description="Why that tier.")
     below: list[str] = Field(description="The gates that the primary's text failed.")
     degraded: bool = Field(description="A doubtful text, given because the fallback failed.")

@@ -241,6 +241,12 @@ class PrimaryConfig(TierConfig):
     on_fallback_failure: Literal["error", "primary"] = Field(
         "error", description="answer 502, or the doubtful text with `degraded: true`"
     )
+    final_pick: Literal["fallback", "best"] = Field(
+        "fallback", description="the text after a doubt: the fallback's, or the surer of the two"
+    )
+    shadow_rate: float = Field(
+        0, ge=0, le=1, description="share of accepted clips that the fallback hears all the same"
+    )
 
 
 class FallbackConfig(TierConfig):

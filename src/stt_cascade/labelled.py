@@ -17,12 +17,17 @@ MANIFEST = "manifest.jsonl"
 
 @dataclass(frozen=True)
 class Labelled:
-    """A clip and what is said in it; an empty reference: nobody speaks."""
+    """A clip and what is said in it; an empty reference: nobody speaks.
+
+    Attributes:
+        speaker: empty where the manifest names none.
+    """
 
     file: Path
     text: str
     language: str
     source: str
+    speaker: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class WordErrors:
 
 
 def read_manifest(folder: Path) -> list[Labelled]:
-    """The clips of a folder's manifest: a JSON object a line with file, text, language, source.
+    """The clips of a folder's manifest: a JSON object a line with file, text, language, and
+    source and speaker where they are known.
 
     Raises:
         OSError, ValueError: the manifest is not there, empty, or not of that form.
@@ -56,6 +62,7 @@ def read_manifest(folder: Path) -> list[Labelled]:
                     text=entry["text"],
                     language=entry["language"],
                     source=entry.get("source", ""),
+                    speaker=entry.get("speaker", ""),
                 )
             )
         except KeyError as error:

@@ -31,6 +31,9 @@ class Record:
     below: tuple[str, ...] | None = None
     lang_check_applicable: bool | None = None
     degraded: bool = False
+    primary_weakest: float | None = None
+    fallback_weakest: float | None = None
+    picked: str | None = None
     language: str | None = None
     text: str | None = None
 

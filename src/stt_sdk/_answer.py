@@ -106,6 +106,17 @@ def snapshot(response: httpx2.Response) -> dict[str, Any]:
     return data
 
 
+def text(response: httpx2.Response) -> str:
+    """The answer of `/metrics`.
+
+    Raises:
+        STTError: it is another one.
+    """
+    if response.status_code != 200:
+        raise error_of(response)
+    return response.text
+
+
 def _state(response: httpx2.Response) -> Any:
     if response.status_code not in (200, 503):
         raise ValueError(f"status {response.status_code}")

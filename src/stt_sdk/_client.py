@@ -188,6 +188,14 @@ class Transcriber:
         """
         return await self._get("/v1/metrics", _answer.snapshot)
 
+    async def prometheus(self) -> str:
+        """`GET /metrics`: the service's counters, in Prometheus' text form.
+
+        Raises:
+            STTError: see `stt_sdk`'s errors.
+        """
+        return await self._get("/metrics", _answer.text)
+
     async def _get(self, path: str, read: Callable[[httpx2.Response], Answer]) -> Answer:
         await self._start(self._timeout)
         return await self._dispatcher.get(path, read, self._timeout)

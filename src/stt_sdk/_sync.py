@@ -129,6 +129,7 @@ class SyncSTTClient:
     health = _blocking(Transcriber.health)
     ready = _blocking(Transcriber.ready)
     metrics = _blocking(Transcriber.metrics)
+    prometheus = _blocking(Transcriber.prometheus)
 
     @property
     def stats(self) -> Stats:

@@ -146,7 +146,7 @@ class Transcription:
         """Read an answer.
 
         Args:
-            headers: of the answer; names in any case.
+            headers: of the answer, as httpx2 has them: it finds names in any case.
             call: `host`, `attempts` and `elapsed`.
 
         Raises:

@@ -9,7 +9,7 @@ from stt_cascade.engine.transcript import Transcript
 
 # Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han. Two characters
 # count as a word.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -44,6 +44,6 @@ class Scores:
 
 def count_words(text: str) -> int:
     """Words in a text; characters / 2, rounded up, in scripts without spaces."""
-    unspaced = len(_UNSPACED.findall(text))
-    spaced = sum(1 for word in _UNSPACED.sub(" ", text).split() if _WORD.search(word))
+    unspaced = len(UNSPACED.findall(text))
+    spaced = sum(1 for word in UNSPACED.sub(" ", text).split() if _WORD.search(word))
     return spaced + (unspaced + 1) // 2

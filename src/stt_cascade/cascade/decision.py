@@ -1,15 +1,17 @@
-"""Accept or escalate: a pure function of the scores and the policy."""
+"""Accept or escalate, and whose text it is then: pure functions of the scores and the policy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from stt_cascade.cascade.confidence import Scores
+from stt_cascade.cascade.confidence import Scores, count_words
 from stt_cascade.config import PrimaryConfig
 
 Gate = Literal["logprob", "langprob", "words", "weakest"]
 GATES: tuple[Gate, ...] = ("logprob", "langprob", "words", "weakest")
+Author = Literal["primary", "fallback"]
+AUTHORS: tuple[Author, ...] = get_args(Author)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +56,35 @@ def decide(scores: Scores, policy: Policy) -> Accept | Escalate:
     }
     gates = tuple(gate for gate in GATES if failed[gate])
     return Escalate(gates) if gates else Accept()
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What `pick` knows of a tier's text.
+
+    Attributes:
+        language: that the tier heard; None: nobody speaks.
+        weakest: mean probability of the text's 3 weakest tokens, 0 to 1; None: unknown. A text
+            without a word has no such tokens, whatever stands for their probability.
+    """
+
+    language: str | None
+    weakest: float | None
+
+    @classmethod
+    def of(cls, text: str, language: str | None, weakest: float | None) -> Opinion:
+        if weakest is None or not count_words(text):
+            return cls(language, None)
+        # As answers show it: a primary that is stronger by less is not seen to be.
+        return cls(language, round(weakest, 4))
+
+
+def pick(ours: Opinion, theirs: Opinion) -> Author:
+    """Whose text answers a clip that the primary doubted: the one with the stronger weakest tokens.
+
+    The fallback's, where that cannot be told. The scores of texts in two languages cannot be
+    compared: they say how sure a text is in its language, not whether it is the language spoken.
+    """
+    if ours.weakest is None or theirs.weakest is None or ours.language != theirs.language:
+        return "fallback"
+    return "primary" if ours.weakest > theirs.weakest else "fallback"

@@ -8,6 +8,7 @@ where that is safe and the retry budget allows it.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -48,6 +49,8 @@ POOL_SIZE = 2 * MAX_CALLS
 # A call that times out counts against the fallback if it had this share of the time that the
 # settings give it. With less, it was the caller who had no patience.
 FAIR_SHARE = 0.5
+# For so long after any trouble, the fallback is spared the calls that nobody waits for.
+SPARED_S = 5.0
 
 
 class FallbackClient:
@@ -55,7 +58,7 @@ class FallbackClient:
 
     Args:
         transport: another way to the wire, for tests.
-        clock: monotonic seconds, for the breaker.
+        clock: monotonic seconds, for the breaker and for how long the fallback is spared.
     """
 
     def __init__(
@@ -70,6 +73,9 @@ class FallbackClient:
         self._secrets = secrets
         self._places = asyncio.Semaphore(MAX_CALLS)
         self._budget = RetryBudget()
+        self._clock = clock
+        self._asking = 0  # calls that somebody waits for, from their wait for a place on
+        self._spared_until = -math.inf
         self.breaker = CircuitBreaker(clock)
         self._http = httpx2.AsyncClient(
             base_url=config.fallback_url,
@@ -112,6 +118,40 @@ class FallbackClient:
         if self.breaker.refuses:  # before a wait for a place, too
             raise self._refusal()
         self._budget.earn()
+        self._asking += 1
+        try:
+            return await self._ask(upload, record, deadline)
+        finally:
+            self._asking -= 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing speaks against a call that nobody waits for."""
+        return (
+            not self._asking
+            and self.breaker.state == "closed"
+            and self._clock() >= self._spared_until
+        )
+
+    async def ask_aside(self, upload: Upload, record: Record) -> Answer:
+        """The fallback's answer to a call that nobody waits for, made once, within its own time.
+
+        It takes none of the others' places, spends nothing of their retry budget, and what becomes
+        of it tells the breaker nothing.
+
+        Raises:
+            FallbackError: as `ask`.
+        """
+        try:
+            return await self._exchange_within(self._timeout, upload, record)
+        except FallbackError:
+            self._spare()
+            raise
+
+    def _spare(self) -> None:
+        self._spared_until = self._clock() + SPARED_S
+
+    async def _ask(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         try:
             return await self._call(upload, record, deadline)
         except FallbackError as error:
@@ -173,6 +213,8 @@ class FallbackClient:
         )
 
     def _judge(self, permit: int, error: FallbackError, seconds: float) -> None:
+        if error.cause != "rejected":
+            self._spare()
         if error.cause == "timeout" and seconds < self._fair_s:
             self.breaker.abandoned(permit)
         elif error.cause not in FAULTS:

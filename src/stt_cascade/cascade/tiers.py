@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import structlog
 
@@ -12,11 +14,12 @@ from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
 from stt_cascade.answer import Answer, Reason, Routing, heard, timings
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.cascade.decision import Accept, Policy, decide
+from stt_cascade.cascade.decision import Accept, Author, Opinion, Policy, decide, pick
 from stt_cascade.cascade.fallback_answer import FallbackError
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools, Hearing
 from stt_cascade.cascade.recognise import recognise
+from stt_cascade.cascade.shadow import Shadows
 from stt_cascade.config import PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Clip, Engine, Options
 from stt_cascade.engine.transcript import Transcript
@@ -80,9 +83,18 @@ class Tier(ABC):
         self._hearing.drain()
         self.slots.drain()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._hearing.close()
         self.slots.close()
+
+    def after(self, upload: Upload, answer: Answer) -> Callable[[], None]:
+        """What follows an answer: to be called when it has gone out, or could not."""
+        return lambda: None
+
+    @property
+    def shadows(self) -> int:
+        """Clips that are held though they have been answered."""
+        return 0
 
     async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
         """Decode the upload, and find where somebody speaks."""
@@ -153,7 +165,11 @@ class Fallback(Tier):
 
 
 class Primary(Tier):
-    """The first tier: transcribes, doubts, and asks the fallback."""
+    """The first tier: transcribes, doubts, and asks the fallback.
+
+    Args:
+        chance: what draws the clips that get a shadow.
+    """
 
     def __init__(
         self,
@@ -161,11 +177,36 @@ class Primary(Tier):
         metrics: Metrics,
         pools: DecoderPools,
         fallback: FallbackClient,
+        chance: random.Random | None = None,
     ) -> None:
         super().__init__(config, metrics, pools)
         self._policy = Policy.of(config)
         self._on_failure = config.on_fallback_failure
+        self._final_pick = config.final_pick
         self._fallback = fallback
+        self._shadows = Shadows(
+            config,
+            fallback,
+            busy=lambda: self.slots.depth > 0,
+            ended=metrics.shadow_ended,
+            differed=metrics.shadow_differed,
+            chance=chance,
+        )
+
+    def drain(self) -> None:
+        super().drain()
+        self._shadows.drain()
+
+    async def close(self) -> None:
+        await super().close()
+        await self._shadows.close()
+
+    def after(self, upload: Upload, answer: Answer) -> Callable[[], None]:
+        return self._shadows.draw(upload, answer)
+
+    @property
+    def shadows(self) -> int:
+        return self._shadows.held
 
     async def answer(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         engine, language = self.loaded_engine, upload.options.language
@@ -222,9 +263,11 @@ class Primary(Tier):
             cause = f"the primary failed ({trouble}) and " if trouble else ""
             raise FallbackFailed(f"{cause}the fallback was needed and failed: {error}") from error
         record.fallback_used = True
+        self._metrics.decided("used")
+        if transcript is not None and self._pick(transcript, theirs, record) == "primary":
+            return self._answer(transcript, clip, record, reason)
         record.final_model = theirs.model
         record.text, record.language = theirs.text, theirs.language
-        self._metrics.decided("used")
         return theirs.model_copy(
             update={
                 "routing": Routing(
@@ -239,8 +282,21 @@ class Primary(Tier):
             }
         )
 
+    def _pick(self, transcript: Transcript, theirs: Answer, record: Record) -> Author:
+        """Whose text it is, of the doubtful one and the fallback's."""
+        if self._final_pick == "fallback":
+            return "fallback"
+        ours = Opinion.of(transcript.text, transcript.language, transcript.weakest)
+        other = Opinion.of(theirs.text, theirs.language, theirs.confidence.weakest)
+        picked = pick(ours, other)
+        record.primary_weakest, record.fallback_weakest = ours.weakest, other.weakest
+        record.picked = picked
+        self._metrics.picked(picked)
+        return picked
+
     async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         self._metrics.escalated(record.reason or "")
+        self._shadows.give_way()
         began = time.perf_counter()
         asked = True
         try:

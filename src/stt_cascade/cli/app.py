@@ -5,8 +5,12 @@ from __future__ import annotations
 import typer
 
 from stt_cascade.cli import bench, config, models
+from stt_cascade.cli.calibrate import calibrate
+from stt_cascade.cli.canary import canary
 from stt_cascade.cli.demo import demo
+from stt_cascade.cli.load import load
 from stt_cascade.cli.score import score
+from stt_cascade.cli.soak import soak
 from stt_cascade.cli.transcribe import transcribe
 from stt_cascade.cli.up import up
 
@@ -21,6 +25,10 @@ app.command()(up)
 app.command()(demo)
 app.command()(transcribe)
 app.command()(score)
+app.command()(calibrate)
+app.command()(load)
+app.command()(soak)
+app.command()(canary)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")

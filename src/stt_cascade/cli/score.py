@@ -98,6 +98,7 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
             for reason in ("accepted", "low_confidence", "primary_error", "language", "no_speech")
         },
         "fallback_used": sum(1 for result in results if result.routing.fallback_used),
+        "fallback_text": sum(1 for result in results if result.routing.tier == "fallback"),
         "latency_ms": {
             "total": _percentiles(result.timings_ms.total for result in results),
             "primary_infer": _percentiles(r.timings_ms.primary_infer for r in results),
@@ -147,7 +148,10 @@ def _print(report: dict[str, Any]) -> None:
         f"spoken clips without text: {', '.join(report['lost_clips']) or 'none'}"
     )
     routing = ", ".join(f"{reason} {count}" for reason, count in report["routing"].items())
-    console.print(f"routing: {routing}; answered by the fallback: {report['fallback_used']}")
+    console.print(
+        f"routing: {routing}; the fallback answered {report['fallback_used']}, "
+        f"and the text is its own in {report['fallback_text']}"
+    )
     for stage, values in report["latency_ms"].items():
         if values:
             figures = ", ".join(f"{name} {value:.0f}" for name, value in values.items())

@@ -45,6 +45,7 @@ class Stack:
         port, fallback_port: wanted ports; where one is taken, the next free one is used.
         verbose: let the children log to this process's output, not to files.
         say: is told each step.
+        primary_settings: of the primary, instead of those that it gets here.
     """
 
     def __init__(
@@ -57,14 +58,17 @@ class Stack:
         fallback_port: int = 8082,
         verbose: bool = False,
         say: Callable[[str], None] = print,
+        primary_settings: Mapping[str, object] | None = None,
     ) -> None:
         self.key = secrets.token_urlsafe(24)
+        self.fallback_key = secrets.token_urlsafe(24)
         self.url = self.fallback_url = ""
-        self._recipes = primary, fallback
+        self.recipes = primary, fallback
         self._models = models.resolve()
         self._ports = port, fallback_port
         self._verbose = verbose
         self._say = say
+        self._primary_settings = primary_settings or {}
         self._children: list[Child] = []
         self._exit = AsyncExitStack()
 
@@ -74,9 +78,8 @@ class Stack:
         Raises:
             StackError: one did not get ready; nothing is left running.
         """
-        primary, fallback = self._recipes
+        primary, fallback = self.recipes
         port, fallback_port = self._ports
-        fallback_key = secrets.token_urlsafe(24)
         async with AsyncExitStack() as started:
             # Nobody else may enter it. Undone last, when nobody reads the files any more.
             folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="stt-up-")))
@@ -84,7 +87,7 @@ class Stack:
                 "fallback",
                 fallback,
                 fallback_port,
-                {"CT2_MEDIUM_PATH": self._weights(fallback), "API_KEYS": fallback_key},
+                {"CT2_MEDIUM_PATH": self.weights(fallback), "API_KEYS": self.fallback_key},
                 folder,
                 started,
             )
@@ -93,14 +96,15 @@ class Stack:
                 primary,
                 port,
                 {
-                    "CT2_SMALL_PATH": self._weights(primary),
+                    "CT2_SMALL_PATH": self.weights(primary),
                     "API_KEYS": self.key,
                     "FALLBACK_URL": self.fallback_url,
-                    "FALLBACK_API_KEY": fallback_key,
+                    "FALLBACK_API_KEY": self.fallback_key,
                     # As in configs/cpu: one word may be a whole answer, and the weakest tokens
                     # judge it well.
                     "MIN_WORDS_FOR_CONF": 1,
                     "CONF_WEAKEST_THRESHOLD": 0.25,
+                    **self._primary_settings,
                 },
                 folder,
                 started,
@@ -147,7 +151,8 @@ class Stack:
         for child in self._children:
             child.kill()
 
-    def _weights(self, recipe: Recipe) -> Path:
+    def weights(self, recipe: Recipe) -> Path:
+        """Folder of what it runs with."""
         return self._models / find(recipe.model).folder
 
     async def _start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,8 +61,14 @@ def prepare(
     port: int = 8081,
     fallback_port: int = 8082,
     verbose: bool = False,
+    primary_settings: Mapping[str, object] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Stack:
     """Both tiers as this machine runs them best, their weights brought in; not yet started.
+
+    Args:
+        primary_settings: see `Stack`.
+        tell: is told each step; by default it is printed.
 
     Raises:
         typer.Exit: there are no such weights.
@@ -71,20 +78,22 @@ def prepare(
     from stt_cascade.cli.models import pull
     from stt_cascade.cli.stack import Stack
 
+    tell = tell or say
     names = list(dict.fromkeys((primary, fallback)))
     here = weights.installed(models)
     if missing := [name for name in names if name not in here]:
         pull(missing, root=models)
     gpu, note = hardware.gpu()
     if note:
-        say(note)
+        tell(note)
     return Stack(
         *hardware.recipes(primary, fallback, cores=hardware.cores(), gpu=gpu),
         models,
         port=port,
         fallback_port=fallback_port,
         verbose=verbose,
-        say=say,
+        say=tell,
+        primary_settings=primary_settings,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import Receive, Scope, Send
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import from_header
@@ -61,6 +62,20 @@ _JSON: dict[str, Any] = {"content": {"application/json": {}}}
 _GET_OR_HEAD = ["GET", "HEAD"]
 
 
+class _Followed(Response):
+    """An answer that something follows, whether it could be sent or not."""
+
+    def __init__(self, json: str, then: Callable[[], None]) -> None:
+        super().__init__(json, media_type="application/json")
+        self._then = then
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._then()
+
+
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -96,7 +111,7 @@ async def transcribe(request: Request) -> Response:
         upload = await receive(request, config.upload_limit, body)
         work = tier.answer(upload, record, deadline)
         answer = await _while_wanted(request, service.stop.over, work)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return _Followed(answer.model_dump_json(), tier.after(upload, answer))
 
 
 async def _while_wanted(

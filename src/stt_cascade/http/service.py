@@ -24,6 +24,7 @@ from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.watchdog import Watchdog
+from stt_cascade.telemetry import process
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.metrics import Metrics, snapshot_of
 from stt_sdk import __version__
@@ -96,7 +97,7 @@ class Service:
                 await stack.enter_async_context(self._fallback)
             if self._own_pools:
                 stack.callback(self._pools.close)
-            stack.callback(self.tier.close)
+            stack.push_async_callback(self.tier.close)
             watching = asyncio.create_task(self.secrets.watch())
             stack.callback(watching.cancel)
             stack.enter_context(self.watchdog.watching())
@@ -146,10 +147,12 @@ class Service:
             "in_flight_audio_seconds": round(self.tier.slots.audio_seconds, 3),
             "predicted_wait_s": round(self.tier.slots.predicted_wait, 3),
             "uploads": self.uploads.held,
+            "shadows": self.tier.shadows,
             "max_concurrency": config.max_concurrency,
             "thresholds": thresholds,
             "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
             "gpu": snapshot_of(self._gpu),
+            "process": process.snapshot(),
             "keys": self.secrets.ring.usage(),
             "metrics_keys": self.secrets.metrics_ring.usage(),
         }

@@ -21,8 +21,9 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from stt_cascade.cascade.decision import GATES
+from stt_cascade.cascade.decision import AUTHORS, GATES
 from stt_cascade.cascade.fallback_answer import CAUSES
+from stt_cascade.cascade.shadow import RESULTS as SHADOW_RESULTS
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
@@ -83,7 +84,7 @@ class Metrics:
         )
         self._fallback = counter(
             "stt_fallback_total",
-            "Decided requests: fallback used, not needed (skipped) or failed.",
+            "Decided requests: the fallback answered (used), was not needed (skipped) or failed.",
             "result",
         )
         self._escalations = counter(
@@ -91,6 +92,18 @@ class Metrics:
         )
         self._fallback_errors = counter(
             "stt_fallback_errors_total", "Why the fallback gave no text.", "cause"
+        )
+        self._final_picks = counter(
+            "stt_final_picks_total", "With FINAL_PICK=best: the tier with the surer text.", "tier"
+        )
+        self._shadows = counter(
+            "stt_shadow_total", "Accepted clips drawn for a comparison with the fallback.", "result"
+        )
+        self._disagreement = Histogram(
+            "stt_shadow_disagreement",
+            "Word difference between an accepted text and the fallback's, 0 to 1.",
+            registry=self.registry,
+            buckets=(0.0, *RATIOS),
         )
         self._conf_below = counter("stt_conf_below_total", "Gates that failed.", "gate")
         self._rejected = counter("stt_rejected_total", "Requests turned away.", "reason")
@@ -125,6 +138,8 @@ class Metrics:
             (self._fallback, RESULTS),
             (self._escalations, REASONS),
             (self._fallback_errors, CAUSES),
+            (self._final_picks, AUTHORS),
+            (self._shadows, SHADOW_RESULTS),
             (self._conf_below, GATES),
             (self._rejected, REJECTIONS),
             (self._confidence, ("logprob", "weakest", "langprob")),
@@ -196,6 +211,17 @@ class Metrics:
     def fallback_failed(self, cause: str) -> None:
         """Once for each request that needed the fallback and got no text of it."""
         self._fallback_errors.labels(cause).inc()
+
+    def picked(self, tier: str) -> None:
+        """Once for each request that had two texts to pick from."""
+        self._final_picks.labels(tier).inc()
+
+    def shadow_ended(self, result: str) -> None:
+        """Once for each clip that was drawn: compared, skipped or failed."""
+        self._shadows.labels(result).inc()
+
+    def shadow_differed(self, ratio: float) -> None:
+        self._disagreement.observe(ratio)
 
     def decided(self, result: str) -> None:
         """Once for each request that reached a decision: used, skipped or failed."""

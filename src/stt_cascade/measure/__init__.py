@@ -1,0 +1,1 @@
+"""What the commands that measure compute, and how it is shown."""

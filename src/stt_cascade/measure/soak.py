@@ -1,0 +1,199 @@
+"""Hours of steady load: figures of the service and of its callers, an interval at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stt_cascade.measure.load import Call, Generator, Watch
+from stt_cascade.measure.page import plot
+from stt_cascade.measure.trend import WARM_UP_SHARE, Limit, Trend, trend
+from stt_sdk import Transcription
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIMITS = (
+    Limit("rss_mb", "MiB", 20.0),
+    Limit("descriptors", "", 5.0),
+    Limit("threads", "", 3.0),
+    Limit("p50", "s", 0.2, relative=True),
+    Limit("p95", "s", 0.3, relative=True),
+    Limit("error_rate", "", 0.01),
+    Limit("escalation_rate", "", 0.1),
+)
+# Within which all errors together must stay, trend or not.
+MOST_ERRORS = 0.001
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What happened in one, which ends at `at`: seconds since the beginning.
+
+    Attributes:
+        rss_mb, descriptors, threads: None, if the service did not tell.
+        p50, p95: seconds; None: no call ended.
+    """
+
+    at: float
+    calls: int
+    errors: int
+    escalated: int
+    p50: float | None
+    p95: float | None
+    rss_mb: float | None
+    descriptors: float | None
+    threads: float | None
+
+    @property
+    def error_rate(self) -> float | None:
+        return self.errors / self.calls if self.calls else None
+
+    @property
+    def escalation_rate(self) -> float | None:
+        texts = self.calls - self.errors
+        return self.escalated / texts if texts else None
+
+
+@dataclass
+class Soak:
+    """A soak under way: bounded memory, however long it lasts.
+
+    Args:
+        say: is told of each interval.
+    """
+
+    say: Callable[[Interval], None] = lambda interval: None
+    intervals: list[Interval] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    _seconds: list[float] = field(default_factory=list)
+    _errors: int = 0
+    _escalated: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def take(self, call: Call) -> None:
+        self._seconds.append(call.seconds)
+        result = call.result
+        if isinstance(result, Transcription):
+            kind = "ok"
+            self._escalated += result.routing.reason not in ("accepted", "no_speech")
+        else:
+            kind = result.type or type(result).__name__
+            self._errors += 1
+        self.outcomes[kind] = self.outcomes.get(kind, 0) + 1
+
+    def close_interval(self, process: dict[str, Any]) -> None:
+        """What has been taken since the last one is an interval."""
+        quantiles = np.percentile(self._seconds, (50, 95)) if self._seconds else (None, None)
+        p50, p95 = (None if one is None else float(one) for one in quantiles)
+        self.intervals.append(
+            Interval(
+                time.monotonic() - self._began,
+                len(self._seconds),
+                self._errors,
+                self._escalated,
+                p50,
+                p95,
+                process.get("rss_mb"),
+                process.get("descriptors"),
+                process.get("threads"),
+            )
+        )
+        self._seconds, self._errors, self._escalated = [], 0, 0
+        self.say(self.intervals[-1])
+
+    def trends(self) -> list[Trend]:
+        """Of every figure that there are enough of."""
+        found = []
+        for limit in LIMITS:
+            points = [
+                (one.at, value)
+                for one in self.intervals
+                if (value := getattr(one, limit.name)) is not None
+            ]
+            if tells := trend(limit, [at for at, _ in points], [value for _, value in points]):
+                found.append(tells)
+        return found
+
+    def verdict(self) -> tuple[str, bool]:
+        """What it comes to, and whether that is good."""
+        trends, calls = self.trends(), sum(self.outcomes.values())
+        errors = calls - self.outcomes.get("ok", 0)
+        hours = self.intervals[-1].at / 3600 if self.intervals else 0.0
+        said = [f"{calls} calls in {hours:.2f} h, {errors} failed."]
+        growing = [one for one in trends if one.grows]
+        said += [f"It grows: {one}." for one in growing]
+        missing = {"rss_mb", "p95"} - {one.limit.name for one in trends}
+        if missing:
+            said.append(f"Too little is known of {', '.join(sorted(missing))} to say that.")
+        elif not growing:
+            said.append("Nothing grows.")
+        many = errors > MOST_ERRORS * calls
+        if many:
+            counted = {kind: count for kind, count in self.outcomes.items() if kind != "ok"}
+            said.append(f"More than {MOST_ERRORS:.1%} failed: {counted}.")
+        return " ".join(said), not growing and not many and not missing
+
+    def figures(self) -> dict[str, Any]:
+        said, good = self.verdict()
+        return {
+            "verdict": said,
+            "good": good,
+            "outcomes": self.outcomes,
+            "trends": [{**asdict(one), "grows": one.grows} for one in self.trends()],
+            "intervals": [asdict(one) for one in self.intervals],
+        }
+
+    def picture(self) -> Figure:
+        """Every figure over time, with its trend."""
+        shown = [limit for limit in LIMITS if _points(self.intervals, limit.name)]
+        figure, axes = plot(max(1, len(shown)), 1.9)
+        trends = {one.limit.name: one for one in self.trends()}
+        for limit, each in zip(shown, axes, strict=False):
+            points = _points(self.intervals, limit.name)
+            each.plot([at / 60 for at, _ in points], [value for _, value in points], lw=1)
+            each.set_ylabel(f"{limit.name}\n{limit.unit}".strip())
+            if tells := trends.get(limit.name):
+                end = points[-1][0]
+                begin = points[0][0] + WARM_UP_SHARE * (end - points[0][0])
+                color = "tab:red" if tells.grows else "tab:green"
+                half = tells.growth / 2
+                each.plot(
+                    [begin / 60, end / 60], [tells.level - half, tells.level + half], color=color
+                )
+                each.set_title(str(tells), fontsize=8, color=color)
+        axes[len(shown) - 1].set_xlabel("minutes")
+        return figure
+
+
+async def run(
+    generator: Generator,
+    soak: Soak,
+    *,
+    seconds: float,
+    interval: float,
+    rate: float | None,
+    callers: int,
+) -> None:
+    """Load the service steadily, and note an interval at a time.
+
+    Args:
+        rate: calls a second; None: `callers` at once.
+    """
+
+    def see(snapshot: dict[str, Any]) -> None:
+        soak.close_interval(snapshot.get("process", {}))
+
+    async with Watch(generator.client, interval, see):
+        if rate is None:
+            await generator.closed(callers, seconds, soak.take)
+        else:
+            await generator.open(rate, seconds, soak.take)
+
+
+def _points(intervals: Sequence[Interval], name: str) -> list[tuple[float, float]]:
+    return [(one.at, value) for one in intervals if (value := getattr(one, name)) is not None]

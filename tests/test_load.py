@@ -1,0 +1,266 @@
+"""`stt load`: what it computes, and what it finds on services whose capacity is known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faults.lab import Lab
+from faults.stub import Stub
+from faults.tiers import Tier
+from stt_cascade.measure.capacity import Quantiles, Summary, advise, knee, summarize, sustained
+from stt_cascade.measure.load import Call, Generator, Step, arrivals, step
+from stt_cascade.measure.load_report import doubts
+from stt_sdk import OverloadedError, STTClient
+from tones import tone, wav
+
+Result = TypeVar("Result")
+
+CLIP = wav(tone(1.0, rate=8000), 8000)
+
+
+def summary(level: float, throughput: float, **changes: Any) -> Summary:
+    """A step of a service that is well."""
+    values: dict[str, Any] = {
+        "kind": "closed",
+        "level": level,
+        "calls": 100,
+        "throughput": throughput,
+        "outcomes": {"ok": 100},
+        "total": Quantiles(0.1, 0.2, 0.3, 0.4),
+        "queue": None,
+        "primary": None,
+        "fallback": None,
+        "escalated": 0.25,
+        "lag_p99": 0.0,
+        "littles": 1.0,
+        "cores": 1.0,
+        "rss_mb": 500.0,
+        "gpu_pct": None,
+        "gpu_mb": None,
+    }
+    return Summary(**{**values, **changes})
+
+
+def saturating(slots: int, levels: Sequence[int] = (1, 2, 4, 8, 16)) -> list[Summary]:
+    return [summary(level, 10.0 * min(level, slots)) for level in levels]
+
+
+@given(rate=st.floats(0.5, 500), seed=st.integers(0, 2**32))
+def test_arrivals_come_in_order_within_the_time_and_as_often_as_they_should(
+    rate: float, seed: int
+) -> None:
+    seconds = 400 / rate
+    found = list(arrivals(rate, seconds, random.Random(seed)))
+    assert found == sorted(found)
+    assert all(0 < at < seconds for at in found)
+    assert 270 < len(found) < 530  # 400, and more than six times what chance moves it by
+
+
+@pytest.mark.parametrize("slots", [2, 4, 8])
+def test_the_knee_is_where_more_callers_bring_nothing(slots: int) -> None:
+    assert knee(saturating(slots)) == slots
+
+
+def test_there_is_no_knee_while_throughput_grows() -> None:
+    assert knee(saturating(16)) is None
+    assert knee(saturating(4, (1, 2))) is None
+
+
+def test_the_settings_come_with_the_sum_behind_them() -> None:
+    advice = {one.setting: one for one in advise(saturating(4), slots=8, slo=1.0, replicas=3)}
+    assert advice["MAX_CONCURRENCY"].value == "4"
+    assert advice["MAX_QUEUE"].value == "32"  # 40 a second x (1.0 - 0.2)
+    assert advice["RATE_LIMIT_RPS (fallback)"].value == "45"  # 40 x 25 % x 3 x 1.5
+    assert advice["RATE_LIMIT_BURST (fallback)"].value == "90"
+    assert "40.00 clips/s x 25% escalated x 3" in advice["RATE_LIMIT_RPS (fallback)"].because
+
+
+def test_slots_that_are_the_limit_themselves_are_not_lowered() -> None:
+    (first, *_) = advise(saturating(4), slots=4, slo=1.0, replicas=1)
+    assert (first.setting, first.value) == ("MAX_CONCURRENCY", "4")
+    assert "raise it only if" in first.because
+
+
+def test_the_rate_that_holds_the_slo_counts_errors_as_misses() -> None:
+    steps = [
+        summary(5, 5, kind="open"),
+        summary(10, 10, kind="open"),
+        summary(20, 12, kind="open", outcomes={"ok": 60, "overloaded": 40}),
+        summary(30, 12, kind="open", total=Quantiles(1, 2, 3, 4)),
+    ]
+    found = sustained(steps, 1.0)
+    assert found is not None
+    assert found.level == 10
+    assert sustained(steps, 0.1) is None
+
+
+def test_a_service_whose_figures_do_not_agree_is_doubted() -> None:
+    (said,) = doubts([summary(4, 40, littles=1.6)])
+    assert "Little's law is off by a factor of 1.60" in said
+    assert not doubts([summary(4, 40, littles=1.1)])
+
+
+def test_what_ends_after_the_step_is_no_throughput() -> None:
+    refused = OverloadedError("the queue is full", status=503)
+    step = Step("open", 1.0, 2.0, [Call(0.0, 0.001, 0.5, refused), Call(1.0, 1.5, 2.5, refused)])
+    found = summarize(step)
+    assert found.throughput == 0
+    assert found.outcomes == {"overloaded": 2}
+    assert found.total is not None
+    assert found.total.max == pytest.approx(1.5)  # from when it was due, not from when it began
+    assert found.late
+
+
+def on_a_stub(
+    work: Callable[[Tier], Awaitable[Result]], *, seconds: float = 0.1, slots: int = 4
+) -> Result:
+    """With a real primary whose engine takes that long for a clip."""
+
+    async def run() -> Result:
+        async with Lab("short") as lab:
+            return await work(await lab.primary(Stub(seconds=seconds), MAX_CONCURRENCY=slots))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    (tmp_path / "clip.wav").write_bytes(CLIP)
+    return tmp_path
+
+
+async def stt(*words: object) -> tuple[int, str]:
+    """The command in a process of its own, as users run it: exit status and output."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from stt_cascade.cli import main; main()", *map(str, words)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+def test_the_knee_of_a_service_with_four_slots_is_found(clips: Path) -> None:
+    async def work(tier: Tier) -> None:
+        levels = ("--concurrency", "1,2,4,8,12", "--rates", "", "--seconds", "2")
+        html, figures = clips / "load.html", clips / "load.json"
+        status, output = await stt(
+            *("load", clips, "--url", f"http://127.0.0.1:{tier.port}", *levels),
+            *("--html", html, "--json", figures, "--png", clips / "load.png"),
+        )
+        assert status == 0, output
+        assert "the knee is at 4 callers" in output
+        found = json.loads(figures.read_text())
+        assert found["knee"] == 4
+        assert [step["level"] for step in found["steps"]] == [1, 2, 4, 8, 12]
+        assert all(set(step["outcomes"]) == {"ok"} for step in found["steps"])
+        assert all(step["rss_mb"] > 0 for step in found["steps"])
+        page = html.read_text()
+        assert "MAX_CONCURRENCY" in page
+        assert "data:image/png;base64," in page
+        assert "http" not in page.replace(f"http://127.0.0.1:{tier.port}", "")  # needs nothing else
+        assert (clips / "load.png").read_bytes().startswith(b"\x89PNG")
+
+    on_a_stub(work)
+
+
+def test_a_stall_of_two_seconds_is_seen_by_those_who_were_due_meanwhile() -> None:
+    async def work(tier: Tier) -> None:
+        async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
+
+            async def freeze() -> None:
+                while len(made) < 10:  # noqa: ASYNC110  # nothing tells of it
+                    await asyncio.sleep(0.01)
+                os.kill(tier.pid, signal.SIGSTOP)
+                await asyncio.sleep(2.0)  # how long it is frozen is what is measured
+                os.kill(tier.pid, signal.SIGCONT)
+
+            made: list[int] = []
+            generator = Generator(client, [CLIP], deadline=20.0)
+            done, _ = await asyncio.gather(
+                step(generator, "open", 20.0, 5.0, made.append), freeze()
+            )
+        found = summarize(done)
+        assert found.total is not None
+        assert found.total.max >= 1.9
+        # Everybody who was due in the second half of the stall waited for its end.
+        waited = [call for call in done.calls if call.seconds > 0.9]
+        assert len(waited) >= 10
+        assert set(found.outcomes) == {"ok"}
+
+    on_a_stub(work, seconds=0.02)
+
+
+def test_a_generator_that_is_late_says_so() -> None:
+    async def work(tier: Tier) -> None:
+        async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
+            # Something else keeps its event loop from its schedule.
+            generator = Generator(client, [CLIP], 20.0)
+            busy = step(generator, "open", 30.0, 1.0, lambda count: time.sleep(0.05))
+            found = summarize(await busy)
+        assert found.late
+        assert "ms late (p99)" in doubts([found])[0]
+        assert sustained([found], 100.0) is None
+
+    on_a_stub(work, seconds=0.02)
+
+
+def test_a_service_that_is_not_there_is_named(clips: Path) -> None:
+    status, output = asyncio.run(stt("load", clips, "--url", "http://127.0.0.1:9"))
+    assert status == 1
+    assert "http://127.0.0.1:9: cannot connect" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--concurrency", "1,x"), "positive numbers"),
+        (("--rates", "-1"), "positive numbers"),
+        (("--seconds", "0"), "seconds"),
+    ],
+)
+def test_wrong_usage_is_told(clips: Path, words: tuple[str, ...], said: str) -> None:
+    status, output = asyncio.run(stt("load", clips, *words))
+    assert status == 2
+    assert said in output
+
+
+def test_a_folder_without_audio_is_told(tmp_path: Path) -> None:
+    status, output = asyncio.run(stt("load", tmp_path))
+    assert status == 2
+    assert "no audio file" in " ".join(output.replace("│", " ").split())
+
+
+def test_ctrl_c_ends_it_early_and_still_reports(clips: Path) -> None:
+    async def work(tier: Tier) -> None:
+        figures = clips / "load.json"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from stt_cascade.cli import main; main()", "load"),
+            *(str(clips), "--url", f"http://127.0.0.1:{tier.port}", "--concurrency", "2"),
+            *("--rates", "", "--seconds", "600", "--json", str(figures)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        while tier.counts.begun < 5:  # noqa: ASYNC110  # another process sets no event
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+        assert b"texts a second" in output
+        (step,) = json.loads(figures.read_text())["steps"]
+        assert step["outcomes"]["ok"] >= 3
+
+    on_a_stub(work)
