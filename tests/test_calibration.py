@@ -167,8 +167,8 @@ def row(
         words=words,
         scores=scores or Scores(0.9, weakest, 4, 0.98),
         always=always,
-        ours=Opinion("en", (scores or Scores(0.9, weakest, 4, 0.98)).weakest),
-        theirs=Opinion("en", theirs),
+        ours=Opinion("en", (scores or Scores(0.9, weakest, 4, 0.98)).weakest, 4),
+        theirs=Opinion("en", theirs, 4),
         primary_errors=wrong,
         fallback_errors=other,
         primary_ms=10.0,
@@ -429,9 +429,9 @@ def test_too_few_clips_are_said_to_be_too_few() -> None:
 def test_answering_with_the_better_text_is_recommended_where_it_is_better() -> None:
     """In every fifth doubtful clip the fallback's text is worse, and its tokens show that."""
     rows = [
-        replace(each, fallback_errors=8, theirs=Opinion("en", 0.0))
+        replace(each, fallback_errors=8, theirs=Opinion("en", 0.0, 4))
         if n % 5 == 0
-        else replace(each, theirs=Opinion("en", 0.99))
+        else replace(each, theirs=Opinion("en", 0.99, 4))
         for n, each in enumerate(separable(200).rows)
     ]
     report = report_of(Clips(rows), "40%")

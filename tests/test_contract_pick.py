@@ -91,13 +91,18 @@ def test_the_fallbacks_text_is_the_answer_if_it_is_no_weaker(
         scored(0.1, text=""),
         scored(0.1, text=" ... "),
         scored(None, text="", language=None, speech_duration=0.0),
+        scored(0.1, text="three whole words and then four more"),
+        scored(0.1, text="words"),
     ],
-    ids=["no score", "another language", "no text", "no word", "no speech"],
+    ids=["no score", "language", "no text", "no word", "no speech", "much more", "much less"],
 )
-def test_the_fallbacks_text_is_the_answer_where_it_cannot_be_told_whose_is_stronger(
+def test_the_fallbacks_text_is_the_answer_where_the_scores_cannot_be_compared(
     tiers: Tiers, scripted: Scripted, theirs: Reply
 ) -> None:
-    primary = tiers.primary(doubtful(weakest=1.0), fallback=scripted(theirs), final_pick="best")
+    engine = FakeEngine("three whole words", weakest=1.0)
+    primary = tiers.primary(
+        engine, fallback=scripted(theirs), final_pick="best", min_words_for_conf=4
+    )
     answer = primary.transcribe().json()
     assert isinstance(theirs.body, dict)
     assert (answer["text"], answer["language"]) == (theirs.body["text"], theirs.body["language"])

@@ -12,6 +12,9 @@ Gate = Literal["logprob", "langprob", "words", "weakest"]
 GATES: tuple[Gate, ...] = ("logprob", "langprob", "words", "weakest")
 Author = Literal["primary", "fallback"]
 AUTHORS: tuple[Author, ...] = get_args(Author)
+# Of two texts of one clip, the shorter has this share of the longer one's words, or one of them
+# left something out or made something up.
+COMPARABLE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +67,30 @@ class Opinion:
 
     Attributes:
         language: that the tier heard; None: nobody speaks.
-        weakest: mean probability of the text's 3 weakest tokens, 0 to 1; None: unknown. A text
-            without a word has no such tokens, whatever stands for their probability.
+        weakest: mean probability of the text's 3 weakest tokens, 0 to 1; None: unknown.
+        words: how many the text has.
     """
 
     language: str | None
     weakest: float | None
+    words: int
 
     @classmethod
     def of(cls, text: str, language: str | None, weakest: float | None) -> Opinion:
-        if weakest is None or not count_words(text):
-            return cls(language, None)
         # As answers show it: a primary that is stronger by less is not seen to be.
-        return cls(language, round(weakest, 4))
+        return cls(language, None if weakest is None else round(weakest, 4), count_words(text))
 
 
 def pick(ours: Opinion, theirs: Opinion) -> Author:
     """Whose text answers a clip that the primary doubted: the one with the stronger weakest tokens.
 
-    The fallback's, where that cannot be told. The scores of texts in two languages cannot be
-    compared: they say how sure a text is in its language, not whether it is the language spoken.
+    The fallback's, where that cannot be told. A score says how sure a text is of what it says: not
+    whether that is the language spoken, and not whether it says all. A text without a word has no
+    weak token, and one that breaks off after a clear beginning hides what it did not understand.
     """
     if ours.weakest is None or theirs.weakest is None or ours.language != theirs.language:
+        return "fallback"
+    shorter, longer = sorted((ours.words, theirs.words))
+    if not shorter or shorter < COMPARABLE * longer:
         return "fallback"
     return "primary" if ours.weakest > theirs.weakest else "fallback"
