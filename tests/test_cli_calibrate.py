@@ -308,7 +308,8 @@ def test_ctrl_c_ends_it_with_a_report_and_the_next_run_asks_for_the_rest(
                 assert held.wait(PATIENCE)
             return super().transcribe(samples, options)
 
-    both = pair(tiers, Holding(PRIMARY))
+    holding = Holding(PRIMARY)
+    both = pair(tiers, holding)
     command = [sys.executable, "-c", "from stt_cascade.cli import main; main()"]
     process = subprocess.Popen(
         [*command, *words(folder, both)],
@@ -318,7 +319,10 @@ def test_ctrl_c_ends_it_with_a_report_and_the_next_run_asks_for_the_rest(
         text=True,
     )
     try:
-        until(lambda: both[0].service.tier.slots.in_flight == 2, "the primary is held")
+        until(
+            lambda: len(holding.heard) >= 20 and both[0].service.tier.slots.in_flight == 2,
+            "the primary is held",
+        )
         process.send_signal(signal.SIGINT)
         assert process.stderr
         assert any("Ending early" in line for line in process.stderr)

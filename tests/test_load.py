@@ -131,7 +131,9 @@ def on_a_stub(
 
     async def run() -> Result:
         async with Lab("short") as lab:
-            return await work(await lab.primary(Stub(seconds=seconds), MAX_CONCURRENCY=slots))
+            # What comes together after a stall is to be served, however late.
+            room = {"MAX_CONCURRENCY": slots, "MAX_QUEUE": 1000, "MAX_UPLOADS": 1000}
+            return await work(await lab.primary(Stub(seconds=seconds), **room))
 
     return asyncio.run(run())
 

@@ -41,7 +41,7 @@ from stt_sdk._types import Confidence, Routing, Timings
 from stt_sdk.hooks import LoggingHook, OpenTelemetryHook, PrometheusHook
 
 A, B = "http://a:8081", "http://b:8081"
-TEXT = "my number is 1234"
+TEXT = "my number is twelve"
 
 
 def transcription(tier: str = "primary", fallback_ms: float | None = None) -> Transcription:
@@ -206,7 +206,7 @@ def test_no_line_holds_a_text_or_a_password(caplog: pytest.LogCaptureFixture) ->
     lines = logged(caplog, events, logging.DEBUG)
     assert len(lines) == 8
     for line in lines:
-        assert "1234" not in str(vars(line))
+        assert "twelve" not in str(vars(line))
         assert "hunter2" not in str(vars(line))
 
 
