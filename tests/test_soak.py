@@ -64,9 +64,11 @@ def test_a_growth_that_is_certain_and_small_is_allowed() -> None:
 
 
 def test_a_relative_limit_is_a_share_of_the_level() -> None:
-    found = trend(Limit("p95", "s", 0.3, relative=True), MINUTES, [2.0 for _ in MINUTES])
-    assert found is not None
-    assert found.allowed == pytest.approx(0.6)
+    limit = Limit("p95", "s", 0.3, relative=True, least=0.1)
+    for level, allowed in ((2.0, 0.6), (0.03, 0.1)):
+        found = trend(limit, MINUTES, [level for _ in MINUTES])
+        assert found is not None
+        assert found.allowed == pytest.approx(allowed)
 
 
 def test_a_few_points_are_no_trend() -> None:
@@ -74,10 +76,8 @@ def test_a_few_points_are_no_trend() -> None:
     assert trend(RSS, [], []) is None
 
 
-@pytest.mark.parametrize(("leaks", "status"), [(False, 0), (True, 1)])
-def test_a_build_that_leaks_fails_and_one_that_does_not_passes(
-    tmp_path: Path, leaks: bool, status: int
-) -> None:
+@pytest.mark.parametrize("leaks", [False, True])
+def test_a_build_that_leaks_is_told_from_one_that_does_not(tmp_path: Path, leaks: bool) -> None:
     # 200 KB a clip, kept as 400 KB of samples by the build that leaks.
     (tmp_path / "clip.wav").write_bytes(wav(tone(6.0, rate=16000), 16000))
     figures = tmp_path / "soak.json"
@@ -99,7 +99,10 @@ def test_a_build_that_leaks_fails_and_one_that_does_not_passes(
     found, output = asyncio.run(run())
     told = json.loads(figures.read_text())
     rss = next(one for one in told["trends"] if one["limit"]["name"] == "rss_mb")
-    assert found == status, output
+    # A machine with other work to do may get slower meanwhile, and rightly fails then.
+    growing = {one["limit"]["name"] for one in told["trends"] if one["grows"]} - {"p50", "p95"}
+    assert growing == ({"rss_mb"} if leaks else set()), output
+    assert found == int(not told["good"]) >= int(leaks)
     assert rss["grows"] is leaks
     assert ("It grows: rss_mb" in output.replace("\n", " ")) is leaks
     assert set(told["outcomes"]) == {"ok"}

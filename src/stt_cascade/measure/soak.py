@@ -21,8 +21,8 @@ LIMITS = (
     Limit("rss_mb", "MiB", 20.0),
     Limit("descriptors", "", 5.0),
     Limit("threads", "", 3.0),
-    Limit("p50", "s", 0.2, relative=True),
-    Limit("p95", "s", 0.3, relative=True),
+    Limit("p50", "s", 0.2, relative=True, least=0.05),
+    Limit("p95", "s", 0.3, relative=True, least=0.1),
     Limit("error_rate", "", 0.01),
     Limit("escalation_rate", "", 0.1),
 )

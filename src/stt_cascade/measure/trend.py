@@ -20,12 +20,14 @@ class Limit:
         unit: of it, and of `most`.
         most: of growth.
         relative: `most` is a share of the figure's median.
+        least: growth that matters to nobody, whatever share it is.
     """
 
     name: str
     unit: str
     most: float
     relative: bool = False
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,6 @@ def trend(limit: Limit, seconds: Sequence[float], values: Sequence[float]) -> Tr
         growth=float(found.slope) * span,
         low=float(found.low_slope) * span,
         high=float(found.high_slope) * span,
-        allowed=limit.most * abs(level) if limit.relative else limit.most,
+        allowed=max(limit.least, limit.most * abs(level) if limit.relative else limit.most),
         level=float(level),
     )
