@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 TOOLCHAIN := pip hatchling editables
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
 
 demo: $(STAMP)  ## transcribe real speech through both tiers, and show what happened
 	@echo "==> Demo"
@@ -48,6 +48,10 @@ check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> mypy"
 	@$(BIN)/mypy
 
+check-deploy: $(STAMP)  ## check what deploys the service with the engines that will read it
+	@echo "==> The deployment's files"
+	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
+
 format: $(STAMP)  ## format the code, mend what ruff can mend
 	@echo "==> ruff"
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -64,7 +68,7 @@ lock: $(STAMP)  ## write requirements.txt anew; UPGRADE=1 takes newer versions
 
 clean:  ## remove .venv and all that tools left; models/ stays
 	@echo "==> Removing .venv, caches and builds"
-	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) dist .engines .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # pip names each package as it comes to it, so that nobody waits in the dark.

@@ -1,0 +1,1 @@
+"""What checks the files that a deployment is made of, with the engines that will read them."""
