@@ -55,6 +55,7 @@ def test_nothing_is_wrong_with_the_units(checkout: Path) -> None:
         (PRIMARY, "KillMode=mixed", "KillMode=process", "KillMode has to be"),
         (PRIMARY, "OOMPolicy=continue", "OOMPolicy=stop", "OOMPolicy has to be"),
         (PRIMARY, "LimitCORE=0", "LimitCORE=infinity", "no core keeps callers' audio"),
+        (FALLBACK, "MemorySwapMax=0\n", "", "no disk keeps callers' audio"),
         (PRIMARY, "Restart=always", "Restart=on-success", "Restart has to be"),
         (PRIMARY, "StartLimitIntervalSec=300", "StartLimitIntervalSec=30", "for ever"),
         (PRIMARY, "StartLimitIntervalSec=300", "StartLimitIntervalSec=900", "would stay down"),

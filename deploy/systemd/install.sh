@@ -26,6 +26,14 @@ use() {
     mv -T "$home/venv.new" "$home/venv"
 }
 in_force() { basename "$(readlink "$home/venv" || true)"; }
+# The units of these tiers, as the version in force has them.
+put_units() {
+    for tier in "$@"; do
+        install -m 0644 "$home/venv/units/stt-$tier.service" "$units/"
+    done
+    install -m 0644 "$home/venv/units/stt.target" "$units/"
+    systemctl daemon-reload
+}
 
 tiers='' device=cpu rollback=''
 for word in "$@"; do
@@ -44,6 +52,11 @@ if [ -n "$rollback" ]; then
     use "$before"
     printf '%s\n' "$now" > "$home/venvs/before"
     say "$before instead of $now"
+    for tier in primary fallback; do
+        [ ! -e "$units/stt-$tier.service" ] || tiers="$tiers $tier"
+    done
+    # shellcheck disable=SC2086  # words
+    put_units $tiers
     systemctl try-restart stt-fallback.service stt-primary.service
     exit
 fi
@@ -72,6 +85,8 @@ else
     pip install --no-deps --no-build-isolation --no-index "$checkout"
     mkdir "$new/cuda"
     find "$new" -path '*/nvidia/*/lib/*.so*' -exec ln -s -t "$new/cuda" {} +
+    install -d "$new/units"
+    install -m 0644 "$here"/*.service "$here/stt.target" "$new/units/"
     printf '%s\n' "$version" > "$new/COMMIT"
 fi
 if [ "$(in_force)" != "$version" ]; then
@@ -93,7 +108,6 @@ for tier in $tiers; do
     install -d -o root -g stt -m 0750 "$home/keys/$tier"
     new_file "$home/stt_$tier.env" < "$here/$device/stt_$tier.env"
     key | new_file "$home/keys/$tier/api.keys"
-    install -m 0644 "$here/stt-$tier.service" "$units/"
 done
 if [ -d "$home/keys/primary" ]; then
     if [ -e "$home/keys/fallback/api.keys" ]; then
@@ -103,9 +117,9 @@ if [ -d "$home/keys/primary" ]; then
         say "Wanted: $home/keys/primary/fallback.key, with a line of the fallback's keys/fallback/api.keys"
     fi
 fi
-install -m 0644 "$here/stt.target" "$units/"
 
-systemctl daemon-reload
+# shellcheck disable=SC2086  # words
+put_units $tiers
 for tier in $tiers; do
     systemctl enable --quiet "stt-$tier.service"
 done

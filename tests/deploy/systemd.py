@@ -39,6 +39,7 @@ WANTED = {
     "KillMode": ("mixed", "a stop spoils no clip that a decoder has"),
     "OOMPolicy": ("continue", "a decoder that is killed does not take the service along"),
     "LimitCORE": ("0", "no core keeps callers' audio"),
+    "MemorySwapMax": ("0", "no disk keeps callers' audio"),
     "UMask": ("0077", "what it caches is nobody else's"),
     "DevicePolicy": ("closed", "it sees no devices but those that are named"),
     "DeviceAllow": ("char-nvidia* rw", "it sees the GPU"),
