@@ -95,7 +95,7 @@ if [ "$(in_force)" != "$version" ]; then
 fi
 
 # One key a line, of 48 hex digits.
-key() { head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
+key() { head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n' && echo; }
 new_file() { # its path; its content comes from standard input
     [ ! -e "$1" ] || { cat > /dev/null; return; }
     (umask 077 && cat > "$1.new")
