@@ -21,13 +21,15 @@ import pytest
 from conftest import model
 from deploy import machine as machines
 from deploy.machine import Machine, machine
-from pages import ROOT, page_command
+from pages import ROOT, named, page_command
 from stt_cascade.audio.decode import decode
 from tones import wav
 
 WHEELS = ROOT / ".engines/wheels"
 IP, SHELL = "/usr/sbin/ip", "/bin/bash"
 TIERS = ("stt-fallback.service", "stt-primary.service")
+METRICS = "http://127.0.0.1:8081/v1/metrics"
+AUTHORIZED = '-H "Authorization: Bearer $(head -n 1 /opt/stt/keys/primary/api.keys)"'
 READY = "curl -sf http://127.0.0.1:8081/v1/ready"
 
 
@@ -53,7 +55,7 @@ def typed_here(line: str) -> None:
 def typed(host: Machine, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
     """What the page says, typed by root in the checkout."""
     alone = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
-    return host.run(f"cd {ROOT} && {line.replace('sudo ', '')}", check=check, **alone)
+    return host.run(f"cd {ROOT} && {line.replace('sudo ', '')}", check=check, environment=alone)
 
 
 def bring_model(host: Machine) -> None:
@@ -230,6 +232,18 @@ def test_wrong_settings_leave_a_unit_down_until_they_are_mended(host: Machine) -
     typed(host, page_command("systemd", "sudo systemctl reset-failed"))
     typed(host, page_command("systemd", "sudo systemctl start stt-primary"))
     host.run(READY)
+
+
+def test_the_lines_that_are_left_out_would_do_harm(host: Machine) -> None:
+    lines = named("docs/deploy.md", "## systemd", 1)
+    assert lines.pop() == "PrivateDevices=yes"  # nothing shows that without a GPU
+    for line in lines:
+        set_option(host, TIERS[1], line)
+        host.run(f"systemctl reset-failed {TIERS[1]}")
+        started = host.run(f"systemctl restart {TIERS[1]}", check=False).returncode == 0
+        asked = f"curl -s -o /dev/null -w '%{{http_code}}' {AUTHORIZED} {METRICS}"
+        assert not started or host.said(asked) == "500", line
+    settled(host, TIERS[1])
 
 
 def test_a_new_version_is_installed_and_taken_back(host: Machine) -> None:
