@@ -73,15 +73,10 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, name: str, *layers: Path) -> Iterator[Machine]:
-    """One that has started, until the end.
-
-    Args:
-        folder: empty; for its files.
-        layers: folders whose files it has over this host's.
-    """
+def machine(folder: Path, name: str) -> Iterator[Machine]:
+    """One that has started, until the end; an empty folder is for its files."""
     with ExitStack() as stack:
-        root = _files(folder, layers, stack)
+        root = _files(folder, stack)
         console = stack.enter_context((folder / "console").open("wb"))
         process = subprocess.Popen(
             [
@@ -110,7 +105,7 @@ def machine(folder: Path, name: str, *layers: Path) -> Iterator[Machine]:
                 process.wait()
 
 
-def _files(folder: Path, layers: tuple[Path, ...], stack: ExitStack) -> Path:
+def _files(folder: Path, stack: ExitStack) -> Path:
     """This host's, below a layer in memory; which of its services start is left out."""
     memory, root = folder / "memory", folder / "root"
     for each in (memory, root):
@@ -118,8 +113,7 @@ def _files(folder: Path, layers: tuple[Path, ...], stack: ExitStack) -> Path:
     _mount(stack, memory, "-t", "tmpfs", "tmpfs")
     for layer in ("upper", "work"):
         (memory / layer).mkdir()
-    below = ":".join(map(str, (*layers, "/")))
-    options = f"lowerdir={below},upperdir={memory / 'upper'},workdir={memory / 'work'}"
+    options = f"lowerdir=/,upperdir={memory / 'upper'},workdir={memory / 'work'}"
     _mount(stack, root, "-t", "overlay", "-o", options, "overlay")
     for enabled in (root / "etc/systemd/system", *(root / "etc").glob("rc[0-9].d")):
         shutil.rmtree(enabled)
