@@ -81,7 +81,9 @@ else
     rm -rf "$new"
     "${PYTHON:-python3}" -m venv "$new"
     pip() { "$new/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
-    pip install --require-hashes -r "$checkout/requirements.txt"
+    for packages in "$device" build; do
+        pip install --only-binary :all: --require-hashes -r "$checkout/requirements-$packages.txt"
+    done
     pip install --no-deps --no-build-isolation --no-index "$checkout"
     mkdir "$new/cuda"
     find "$new" -path '*/nvidia/*/lib/*.so*' -exec ln -s -t "$new/cuda" {} +

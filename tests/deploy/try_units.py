@@ -38,8 +38,9 @@ def packages() -> None:
     """Brings the locked packages, once."""
     if why := machines.unable():
         pytest.skip(why)
-    locked = ROOT / "requirements.txt"
-    done = WHEELS / hashlib.sha256(locked.read_bytes()).hexdigest()
+    locked = [ROOT / f"requirements-{kind}.txt" for kind in ("cpu", "build")]
+    digest = hashlib.sha256(b"".join(each.read_bytes() for each in locked)).hexdigest()
+    done = WHEELS / digest
     if not done.exists():
         line = page_command("What to keep", "pip download", "docs/resilience.md")
         typed_here(
