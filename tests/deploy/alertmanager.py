@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import yaml
 
 from deploy import engines
@@ -29,21 +27,14 @@ class Alertmanager(Server):
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "alertmanager.yml"
         config.write_text(yaml.safe_dump(_configuration(folder, addresses or {})), encoding="utf-8")
-        command = [engines.path("alertmanager"), f"--config.file={config}"]
+        command: list[str | Path] = [engines.path("alertmanager"), f"--config.file={config}"]
         command += [f"--storage.path={folder / 'data'}", "--cluster.listen-address="]
         command += [f"--web.listen-address={HOST}:{{port}}"]
         super().__init__("alertmanager", command, folder)
 
     async def tell(self, alerts: Iterable[Mapping[str, str]]) -> None:
         """What a Prometheus would: that alerts with these labels fire."""
-        body = json.dumps([{"labels": dict(labels)} for labels in alerts])
-        async with httpx2.AsyncClient(trust_env=False, timeout=10.0) as http:
-            answer = await http.post(
-                f"{self.url}/api/v2/alerts",
-                content=body,
-                headers={"Content-Type": "application/json"},
-            )
-            answer.raise_for_status()
+        await self.post("/api/v2/alerts", [{"labels": dict(labels)} for labels in alerts])
 
     async def alerts(self) -> list[dict[str, Any]]:
         """As its API has them: labels, receivers, and in `status` who inhibits them."""
