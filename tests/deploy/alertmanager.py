@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,53 @@ class Alertmanager(Server):
     async def alerts(self) -> list[dict[str, Any]]:
         """As its API has them: labels, receivers, and in `status` who inhibits them."""
         return list(await self.get("/api/v2/alerts"))
+
+
+class Inbox:
+    """Who is told: an incoming webhook of Slack's form for each receiver.
+
+    Attributes:
+        messages: receiver and text of each, in order.
+        addresses: by receiver.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.messages: list[tuple[str, str]] = []
+        self.addresses = {name: f"http://{HOST}:{port}/{name}" for name in ("page", "ticket")}
+
+    async def has(self, receiver: str, *words: str) -> bool:
+        """Whether a message to that receiver has all of these words."""
+        return any(
+            to == receiver and all(word in text for word in words) for to, text in self.messages
+        )
+
+    def take(self, receiver: str, body: bytes) -> None:
+        for part in json.loads(body)["attachments"]:
+            self.messages.append((receiver, f"{part['title']}\n{part['text']}"))
+
+
+@asynccontextmanager
+async def inbox() -> AsyncIterator[Inbox]:
+    """One that listens."""
+    listening: list[Inbox] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = re.search(r"(?i)^content-length: (\d+)", head, re.MULTILINE)
+            body = await reader.readexactly(int(length[1]) if length else 0)
+            listening[0].take(head.split()[1].removeprefix("/"), body)
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # it has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    async with server:
+        listening.append(Inbox(server.sockets[0].getsockname()[1]))
+        yield listening[0]
 
 
 def _configuration(folder: Path, addresses: Mapping[str, str]) -> dict[str, Any]:

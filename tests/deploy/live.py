@@ -2,14 +2,16 @@
 
 One scrapes both tiers, with the real engine, while they work on real speech: every query of the
 dashboard must give data. The other scrapes targets that show the symptom of every alert, with the
-rules' times in seconds: each alert must be pending, fire and resolve. (The runbooks' tests make
-the faults themselves, on running tiers.) The exit status is 1 if one does not.
+rules' times in seconds: each alert must be pending, fire and resolve, and an Alertmanager must tell
+both receivers. (The runbooks' tests make the faults themselves, on running tiers.) The exit status
+is 1 if something of that is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import math
@@ -20,6 +22,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from deploy import engines, scripted
+from deploy.alertmanager import Alertmanager, Inbox, inbox
 from deploy.dashboards import JSON, filled, queries, rules
 from deploy.prometheus import Prometheus
 from deploy.scripted import Target
@@ -34,6 +37,8 @@ from stt_cascade.labelled import MANIFEST
 
 LOAD_S = 80.0
 CALLERS = 2
+# Of all of it; a machine with nothing else to do takes half of that.
+LIMIT_S = 300.0
 # Until the longest range and the longest offset are filled.
 WELL_S = 2.0 * FAST.most + 5
 SAMPLES = engines.ROOT / "samples"
@@ -127,6 +132,10 @@ async def watch_alerts(folder: Path) -> tuple[list[str], Given]:
             "stt-fallback": [fallback.address],
             "envoy": [envoy.address],
         }
+        told = await stack.enter_async_context(inbox())
+        alertmanager = Alertmanager(folder / "alertmanager", told.addresses)
+        await stack.enter_async_context(alertmanager)
+        well["alertmanager"] = [f"{HOST}:{alertmanager.port}"]
         prometheus = await stack.enter_async_context(Prometheus(folder, well))
         await asyncio.sleep(WELL_S)
         early = [one["labels"] for one in await prometheus.alerts()]
@@ -136,10 +145,12 @@ async def watch_alerts(folder: Path) -> tuple[list[str], Given]:
         wrong = [f"{labels['alertname']}: there while all was well" for labels in early]
         wrong += await _each(prometheus, "firing")
         given = await ask(prometheus)
+        wrong += await _told(alertmanager, told, "firing")
         primary.now(*scripted.WELL)
         envoy.now(*scripted.ENVOY_WELL)
         prometheus.aim(well)
         wrong += await _each(prometheus, "resolved")
+        wrong += await _told(alertmanager, told, "resolved")
         for name, severity in _alerts():
             states = await prometheus.went_through(name, severity=severity)
             if states != {"pending", "firing"}:
@@ -148,16 +159,34 @@ async def watch_alerts(folder: Path) -> tuple[list[str], Given]:
 
 
 async def _each(prometheus: Prometheus, state: str) -> list[str]:
-    wrong = []
-    for name, severity in _alerts():
+    async def one(name: str, severity: str) -> list[str]:
         try:
             found = await prometheus.alert(name, state, severity=severity)
         except RuntimeError as error:
-            wrong.append(f"{name} ({severity}): {str(error).splitlines()[0]}")
-            continue
-        for said in found.get("annotations", {}).values():
-            if "<no value>" in said or "<error" in said:
-                wrong.append(f"{name} ({severity}) says: {said}")
+            return [f"{name} ({severity}): {str(error).splitlines()[0]}"]
+        said = found.get("annotations", {}).values()
+        # What a template becomes that could not be filled.
+        broken = [text for text in said if "<no value>" in text or "<error" in text]
+        return [f"{name} ({severity}) says: {text}" for text in broken]
+
+    found = await asyncio.gather(*(one(*alert) for alert in _alerts()))
+    return [line for lines in found for line in lines]
+
+
+async def _told(alertmanager: Alertmanager, told: Inbox, state: str) -> list[str]:
+    """Whether both receivers have heard of an alert of theirs, with its runbook."""
+    wrong = []
+    for receiver, name, page in (
+        ("page", "SttTierDown", "tier-down"),
+        ("ticket", "SttGpuMemoryFull", "gpu-memory-full"),
+    ):
+        words = (f"{state}: ", name, f"docs/runbooks/{page}.md")
+        try:
+            await alertmanager.until(
+                f"{receiver} hears", functools.partial(told.has, receiver, *words)
+            )
+        except RuntimeError as error:
+            wrong.append(f"{name} {state}: {str(error).splitlines()[0]} of it")
     return wrong
 
 
@@ -174,9 +203,14 @@ async def main() -> int:
         say(f"no weights in {WEIGHTS}: stt models pull base")
         return 1
     with tempfile.TemporaryDirectory(prefix="stt-monitoring-") as name:
-        (said, real), (wrong, made) = await asyncio.gather(
+        both = asyncio.gather(
             watch_real_tiers(Path(name, "real")), watch_alerts(Path(name, "scripted"))
         )
+        try:
+            (said, real), (wrong, made) = await asyncio.wait_for(both, LIMIT_S)
+        except asyncio.TimeoutError:  # from Python 3.11 on an OSError
+            say(f"not done after {LIMIT_S:g} s: is this machine busy?")
+            return 1
     for line in said:
         say(line)
     full, elsewhere, empty = _sorted(real, made)
