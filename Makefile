@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy manifests format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,9 @@ check: $(STAMP)  ## lint, check the format and the types
 check-deploy: $(STAMP)  ## check what deploys the service with the engines that will read it
 	@echo "==> The deployment's files"
 	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
+
+manifests: $(STAMP)  ## render deploy/kubernetes from the chart, and its schema from the settings
+	@PYTHONPATH=tests $(BIN)/python -m deploy.kubernetes
 
 format: $(STAMP)  ## format the code, mend what ruff can mend
 	@echo "==> ruff"

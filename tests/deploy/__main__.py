@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import engines
+from deploy import engines, kubernetes
 
 # One a kind of file. Each gives a line a finding, which begins with the file.
-CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {}
+CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {"kubernetes": kubernetes.check}
 
 
 def say(text: str) -> None:
