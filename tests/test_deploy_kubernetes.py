@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from deploy.kubernetes import (
     render,
 )
 from deploy.kubernetes_objects import Object, pod, promises
+from pages import page_command
 
 ALL = {"all extras": CASES["all extras"]}
 ONE_POD = CASES["one pod"]
@@ -142,6 +145,20 @@ def rendered(*options: str) -> list[Object]:
 def one(things: list[Object], kind: str, name: str) -> Any:
     (found,) = (e for e in things if e["kind"] == kind and e["metadata"]["name"] == name)
     return found
+
+
+def test_the_page_shows_how_to_look_at_a_change() -> None:
+    """`helm template` as docs/deploy.md has it."""
+    words = shlex.split(page_command("Kubernetes", "helm template"))
+    done = subprocess.run(
+        (engines.path("helm"), *words[1:]),
+        cwd=engines.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kind: ScaledObject" in done.stdout
 
 
 def test_new_settings_roll_the_pods_and_new_keys_do_not() -> None:

@@ -21,13 +21,14 @@ from deploy.kubernetes_objects import Object, promises
 
 CHART = Path("deploy/helm/stt-cascade")
 SCHEMA = CHART / "values.schema.json"
+RULES = Path("deploy/prometheus/rules")
 CRDS = Path(__file__).with_name("crds.mjs")
 
 # Of helm's; values files are the chart's.
 Options = tuple[str, ...]
 
 GPU: Options = ("--values", "values-gpu.yaml")
-EXTRAS = ("keda", "rollouts", "envoy", "monitors")
+EXTRAS = ("keda", "rollouts", "monitors")
 KEYS = (
     *("--set", "primary.keys.create=true,primary.keys.api={one,two},primary.keys.fallback=three"),
     *("--set", "fallback.keys.create=true,fallback.keys.api={three}"),
@@ -102,6 +103,7 @@ REFUSED: dict[str, str] = {
     "primary.settings.MAX_CONCURRENCY=64": "RATE_LIMIT_BURST",
     "keda.enabled=true,keda.primary.max=100": "RATE_LIMIT_BURST",
     "keda.primary.min=7": "max is less than min",
+    "keda.primary.replicasWithoutMetrics=7": "not between min and max",
     "rollouts.enabled=true,primary.replicas=1": "at least two",
     "rollouts.steps[0].weight=20,rollouts.steps[0].minutes=5": "minutes",
     "networkPolicy.clients=null": "clients",
@@ -155,6 +157,7 @@ def check(
     for name, found in rendered.items():
         for line in promises(found):
             yield f"{CHART}: {name}: {line}"
+        yield from _rules(root, name, found)
     yield from _schemas(rendered)
     yield from _queries(rendered)
     for values, word in refused.items():
@@ -172,6 +175,18 @@ def _lint(root: Path) -> Iterator[str]:
         done = _run(engines.path("helm"), "lint", "--strict", *options, root / CHART)
         if done.returncode:
             yield f"{CHART}: helm lint: {' '.join((done.stdout + done.stderr).split())}"
+
+
+def _rules(root: Path, name: str, found: list[Object]) -> Iterator[str]:
+    """Whoever monitors has all of Prometheus' own rules, and no others."""
+    groups = [
+        g for each in found if each["kind"] == "PrometheusRule" for g in each["spec"]["groups"]
+    ]
+    if not any(each["kind"] == "ServiceMonitor" for each in found):
+        return
+    files = sorted((root / RULES).glob("*.yml"))
+    if groups != [g for file in files for g in yaml.safe_load(file.read_text())["groups"]]:
+        yield f"{CHART}: {name}: the rules are not those of {RULES}"
 
 
 def is_custom(thing: Object) -> bool:

@@ -22,6 +22,9 @@
 {{- if lt (int $keda.max) (int $keda.min) -}}
 {{- fail (printf "keda.%s: max is less than min" $tier) -}}
 {{- end -}}
+{{- if or (lt (int $keda.replicasWithoutMetrics) (int $keda.min)) (gt (int $keda.replicasWithoutMetrics) (int $keda.max)) -}}
+{{- fail (printf "keda.%s: replicasWithoutMetrics is not between min and max" $tier) -}}
+{{- end -}}
 {{- $each := index $values $tier -}}
 {{- if and (eq (int $each.surge) 0) (eq (int $each.unavailable) 0) -}}
 {{- fail (printf "%s: with surge and unavailable 0 an update could not begin" $tier) -}}

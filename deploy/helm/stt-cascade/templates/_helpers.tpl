@@ -75,7 +75,13 @@ labels: {{- include "stt.labels" . | nindent 2 }}
 {{- if .values.keys.guardMetrics }}{{ $_ := set $settings "METRICS_KEYS_FILE" "/secrets/metrics.keys" }}{{ end -}}
 {{- if eq .tier "primary" -}}
 {{- $fallback := dict "root" .root "tier" "fallback" -}}
-{{- $here := printf "http://%s:%s" (include "stt.name" $fallback) (include "stt.port" $fallback) -}}
+{{- $here := printf "http://%s:8082" (include "stt.name" $fallback) -}}
+{{- if .root.Values.mtls.enabled -}}
+{{- $here = printf "https://%s:8443" (include "stt.name" $fallback) -}}
+{{- $_ := set $settings "FALLBACK_CA_FILE" "/tls/ca.crt" -}}
+{{- $_ := set $settings "FALLBACK_CERT_FILE" "/tls/primary.crt" -}}
+{{- $_ := set $settings "FALLBACK_KEY_FILE" "/tls/primary.key" -}}
+{{- end -}}
 {{- $_ := set $settings "FALLBACK_URL" (.values.fallbackUrl | default $here) -}}
 {{- $_ := set $settings "FALLBACK_API_KEY_FILE" "/secrets/fallback.key" -}}
 {{- end -}}

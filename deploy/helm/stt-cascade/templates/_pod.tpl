@@ -5,24 +5,16 @@ metadata:
   annotations:
     # Settings are read at the start, so a change rolls the pods. Keys are re-read, so theirs does not.
     checksum/settings: {{ include "stt.settings" . | sha256sum }}
+    {{- if include "stt.sidecar" . }}
+    checksum/envoy: {{ include "stt.sidecarConfig" . | sha256sum }}
+    {{- end }}
 spec:
   automountServiceAccountToken: false
   enableServiceLinks: false
   # preStop, the drain, and 10 s for the end.
   terminationGracePeriodSeconds: {{ addf .root.Values.endpointRemovalSeconds (include "stt.drain" .) 10 | ceil | int }}
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: {{ .root.Values.user | int }}
-    runAsGroup: {{ .root.Values.user | int }}
-    fsGroup: {{ .root.Values.user | int }}
-    fsGroupChangePolicy: OnRootMismatch
-    seccompProfile: {type: RuntimeDefault}
-  {{- with .root.Values.imagePullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
+  securityContext: {{- include "stt.podSecurity" . | nindent 4 }}
+  {{- with include "stt.pullSecrets" . }}{{ . | nindent 2 }}{{ end }}
   {{- with .values.priorityClassName }}
   priorityClassName: {{ . }}
   {{- end }}
@@ -44,18 +36,10 @@ spec:
   {{- with .values.affinity }}
   affinity: {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with .root.Values.topologyKeys }}
-  topologySpreadConstraints:
-    {{- range . }}
-    - topologyKey: {{ . }}
-      maxSkew: 1
-      whenUnsatisfiable: ScheduleAnyway
-      labelSelector: {matchLabels: {app: {{ include "stt.name" $ }}}}
-      # An update's new pods are spread among themselves.
-      matchLabelKeys: [{{ include "stt.hashLabel" $ }}]
-    {{- end }}
+  {{- with include "stt.spread" . }}{{ . | nindent 2 }}{{ end }}
+  {{- with include "stt.initContainers" . | trim }}
+  initContainers: {{- . | nindent 4 }}
   {{- end }}
-  {{- include "stt.initContainers" . | nindent 2 }}
   containers:
     - name: {{ include "stt.name" . }}
       image: {{ include "stt.image" (dict "root" .root "image" .values.image) }}
@@ -95,6 +79,9 @@ spec:
         - {name: models, mountPath: /models, readOnly: true}
         - {name: cache, mountPath: /cache}
         - {name: tmp, mountPath: /tmp}
+        {{- if and (eq .tier "primary") .root.Values.mtls.enabled }}
+        - {name: tls, mountPath: /tls, readOnly: true}
+        {{- end }}
   volumes:
     - name: settings
       configMap: {name: {{ include "stt.name" . }}-settings}
@@ -105,6 +92,39 @@ spec:
       emptyDir: {sizeLimit: 256Mi}
     - name: tmp
       emptyDir: {sizeLimit: 256Mi}
+    {{- with include "stt.tlsVolumes" . | trim }}{{ . | nindent 4 }}{{ end }}
+{{- end }}
+
+{{- define "stt.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .root.Values.user | int }}
+runAsGroup: {{ .root.Values.user | int }}
+fsGroup: {{ .root.Values.user | int }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "stt.pullSecrets" -}}
+{{- with .root.Values.imagePullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "stt.spread" -}}
+{{- with .root.Values.topologyKeys -}}
+topologySpreadConstraints:
+  {{- range . }}
+  - topologyKey: {{ . }}
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector: {matchLabels: {app: {{ include "stt.name" $ }}}}
+    # An update's new pods are spread among themselves.
+    matchLabelKeys: [{{ include "stt.hashLabel" $ }}]
+  {{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "stt.containerSecurity" -}}
@@ -128,26 +148,65 @@ capabilities: {drop: [ALL]}
 {{- toYaml $resources -}}
 {{- end }}
 
-{{/* The model is brought or compared with its pinned digests before the tier starts. */}}
 {{- define "stt.initContainers" -}}
 {{- $model := .values.model -}}
 {{- $pull := eq $model.source "pull" -}}
-{{- if or $pull $model.verify -}}
-initContainers:
-  - name: model
-    image: {{ include "stt.image" (dict "root" .root "image" .values.image) }}
-    imagePullPolicy: {{ .values.image.pullPolicy }}
-    command: [stt, models, {{ ternary "pull" "verify" $pull }}, {{ $model.name }}, --root, /models]
-    env:
-      - {name: HOME, value: /tmp}
-    resources:
-      requests: {cpu: 500m, memory: 512Mi}
-      limits: {memory: 1Gi}
-    securityContext: {{- include "stt.containerSecurity" . | nindent 6 }}
-    volumeMounts:
-      - {name: models, mountPath: /models, readOnly: {{ not $pull }}}
-      - {name: tmp, mountPath: /tmp}
-{{- end -}}
+{{- if or $pull $model.verify }}
+# The model is brought, or compared with its pinned digests, before the tier starts.
+- name: model
+  image: {{ include "stt.image" (dict "root" .root "image" .values.image) }}
+  imagePullPolicy: {{ .values.image.pullPolicy }}
+  command: [stt, models, {{ ternary "pull" "verify" $pull }}, {{ $model.name }}, --root, /models]
+  env:
+    - {name: HOME, value: /tmp}
+  resources:
+    requests: {cpu: 500m, memory: 512Mi}
+    limits: {memory: 1Gi}
+  securityContext: {{- include "stt.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: models, mountPath: /models, readOnly: {{ not $pull }}}
+    - {name: tmp, mountPath: /tmp}
+{{- end }}
+{{- if include "stt.sidecar" . }}
+# A sidecar: there before the fallback, and until it has drained.
+- name: envoy
+  restartPolicy: Always
+  {{- include "stt.envoyContainer" (merge (dict "file" "fallback.yaml") .) | nindent 2 }}
+  ports:
+    - {name: mtls, containerPort: 8443}
+  startupProbe:
+    tcpSocket: {port: mtls}
+    periodSeconds: 2
+    failureThreshold: 60
+  resources: {{- toYaml .root.Values.mtls.resources | nindent 4 }}
+  volumeMounts:
+    - {name: envoy, mountPath: /etc/envoy/fallback.yaml, subPath: fallback.yaml, readOnly: true}
+    - {name: envoy, mountPath: /etc/envoy/between.yaml, subPath: between.yaml, readOnly: true}
+    - {name: tls, mountPath: /etc/envoy/tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* Whether the pod has an Envoy that lets only primaries in; as text, empty for no. */}}
+{{- define "stt.sidecar" -}}
+{{- if and (eq .tier "fallback") .root.Values.mtls.enabled }}yes{{ end -}}
+{{- end }}
+
+{{/* The certificates of mTLS, as each side names them. */}}
+{{- define "stt.tlsVolumes" -}}
+{{- if .root.Values.mtls.enabled }}
+- name: tls
+  secret:
+    secretName: {{ ternary .root.Values.mtls.primarySecret .root.Values.mtls.fallbackSecret (eq .tier "primary") }}
+    defaultMode: 0440
+    items:
+      - {key: ca.crt, path: ca.crt}
+      - {key: tls.crt, path: {{ .tier }}.crt}
+      - {key: tls.key, path: {{ .tier }}.key}
+{{- end }}
+{{- if include "stt.sidecar" . }}
+- name: envoy
+  configMap: {name: {{ include "stt.name" . }}-envoy}
+{{- end }}
 {{- end }}
 
 {{- define "stt.modelVolume" -}}
