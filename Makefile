@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy manifests format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy try-units manifests format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +54,10 @@ check-deploy: $(STAMP)  ## check what deploys the service with the engines that 
 
 manifests: $(STAMP)  ## render deploy/kubernetes from the chart, and its schema from the settings
 	@PYTHONPATH=tests $(BIN)/python -m deploy.kubernetes
+
+try-units: $(STAMP)  ## run the units on hosts that systemd has booted, as docs/deploy.md tells
+	@echo "==> Units"
+	@$(BIN)/python -m pytest tests/deploy/try_units.py $(ARGS)
 
 format: $(STAMP)  ## format the code, mend what ruff can mend
 	@echo "==> ruff"

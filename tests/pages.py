@@ -84,13 +84,14 @@ def shell_lines(pages: Iterable[Path] = PAGES) -> list[str]:
 
 
 def page_command(section: str, begins: str, page: str = "docs/deploy.md") -> str:
-    """The one command of that section that begins so, for a test that runs it.
+    """The one command of that section that is this or begins so, for a test that runs it.
 
-    `test_docs_deploy.py` looks these calls up in the tests' source: both words are literals.
+    `test_docs_deploy.py` looks these calls up in the tests' source: their words are literals.
     """
-    found = [t.line for t in typed(page) if t.section == section and t.line.startswith(begins)]
+    lines = {each.line for each in typed(page) if each.section == section}
+    found = lines & {begins} or {line for line in lines if line.startswith(begins)}
     assert len(found) == 1, f"{page}, {section}: {len(found)} commands begin with {begins!r}"
-    return found[0]
+    return found.pop()
 
 
 def mentions() -> Iterator[tuple[str, str]]:

@@ -54,6 +54,8 @@ from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
     *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
+    # systemd's
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "EXTEND_TIMEOUT_USEC"),
     *("STT_SMOKE_URL", "STT_SMOKE_KEY"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),

@@ -1,4 +1,6 @@
-"""Every command of docs/deploy.md is run by a test, or says what it needs that is not here."""
+"""Every command of docs/deploy.md and docs/resilience.md is run by a test, or says what it needs
+that is not here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -16,38 +18,48 @@ import pytest
 
 from conftest import model
 from fakes import PATIENCE
-from pages import ROOT, SRC, Typed, page_command, typed
+from pages import ROOT, SRC, named, page_command, typed
 from running import until
 
-PAGE = "docs/deploy.md"
+PAGE, RESILIENCE = "docs/deploy.md", "docs/resilience.md"
 # What the machine of the tests may lack; a remark `# needs ...` names one of them.
 LACKING = {"a GPU", "Docker", "a cluster"}
 
 
-def claimed() -> Iterator[tuple[Path, list[str]]]:
-    """What each call of `page_command` in the tests says: section and beginning."""
+def claimed() -> set[tuple[str, str, str]]:
+    """What the calls of `page_command` in the tests ask for: page, section and command.
+
+    Raises:
+        AssertionError: one asks for what is not there.
+    """
+    found = set()
     for file in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "page_command":
-                yield file, [ast.literal_eval(argument) for argument in node.args]
-
-
-def runs(words: list[str], command: Typed) -> bool:
-    section, begins, page = [*words, PAGE][:3]
-    return (page, section) == (command.page, command.section) and command.line.startswith(begins)
+                words = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+                if len(words) < len(node.args):
+                    continue  # the call below
+                section, _, page = [*words, PAGE][:3]
+                found.add((page, section, page_command(*words)))
+    return found
 
 
 def test_every_command_is_run_by_a_test_or_says_what_it_needs() -> None:
-    taken = [words for _, words in claimed()]
-    for command in typed(PAGE):
-        by_a_test = any(runs(words, command) for words in taken)
-        assert by_a_test is not bool(command.needs), f"{command.section}: {command.line}"
-        assert not command.needs or command.needs in LACKING, command.line
+    run = claimed()
+    for page in (PAGE, RESILIENCE):
+        for each in typed(page):
+            asked_for = (page, each.section, each.line) in run
+            assert asked_for or each.needs in LACKING, f"{each.section}: {each.line}"
 
 
-def test_no_test_runs_what_is_not_on_the_page() -> None:
-    for file, words in claimed():
-        assert sum(runs(words, each) for each in typed([*words, PAGE][2])) == 1, (file.name, words)
+def test_what_shows_a_promise_is_there() -> None:
+    shown = re.findall(r"(\w+\.py)::(\w+)", (ROOT / RESILIENCE).read_text())
+    assert shown
+    for file, name in shown:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+    rows_of_faults = named("docs/reliability.md", "## What was measured")
+    for row in re.findall(r"the row `(\w[\w-]*)`", (ROOT / RESILIENCE).read_text()):
+        assert row in rows_of_faults
 
 
 # One box

@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import engines, kubernetes
+from deploy import engines, kubernetes, systemd
 
 # One a kind of file. Each gives a line a finding, which begins with the file.
-CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {"kubernetes": kubernetes.check}
+CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "kubernetes": kubernetes.check,
+    "systemd": systemd.check,
+}
 
 
 def say(text: str) -> None:

@@ -104,6 +104,7 @@ ENGINES: dict[str, Engine] = {
         "grafana-foundation-sdk==1769699379!11.6.0", f"{SITE}/grafana_foundation_sdk"
     ),
     "promql-parser": PyPI("promql-parser==0.12.0", f"{SITE}/promql_parser"),
+    "shellcheck": Debian("shellcheck", "shellcheck"),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
 }
 
