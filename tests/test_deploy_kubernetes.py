@@ -76,6 +76,13 @@ PROMISES = [
     ("scaling.yaml", '"sum(%s{%s})"', '"%s{%s}"', ALL["all extras"], "more than one series"),
     ("scaling.yaml", 'ignoreNullValues: "false"', "x: y", ALL["all extras"], "an empty queue"),
     ("scaling.yaml", "kind: Rollout", "kind: Deployment", ALL["all extras"], "not there"),
+    (
+        "envoy.yaml",
+        '"callers.yaml"))',
+        '"caller.yaml"))',
+        ALL["all extras"],
+        "reads /etc/envoy/callers",
+    ),
     ("canary.yaml", "-traffic}]", "-trafic}]", ALL["all extras"], "stt-primary-trafic, which is"),
 ]
 
@@ -208,3 +215,26 @@ def test_a_release_without_keys_waits_for_its_secret_and_makes_none() -> None:
 def test_a_key_that_the_fallback_does_not_know_is_refused() -> None:
     with pytest.raises(Refused, match="the fallback would refuse the primary"):
         render(engines.ROOT, *KEYS, "--set", "fallback.keys.api={four}")
+
+
+def test_envoy_has_the_checked_file_and_asks_each_primary_by_its_own_address() -> None:
+    things = rendered(*CASES["envoy"])
+    text = one(things, "ConfigMap", "stt-envoy-settings")["data"]["envoy.yaml"]
+    (service,) = (
+        e for e in things if e["kind"] == "Service" and e["spec"].get("clusterIP") == "None"
+    )
+    name = service["metadata"]["name"]
+    checked = (engines.ROOT / "deploy/envoy/envoy.yaml").read_text()
+    assert text.replace(f"address: {name},", "address: stt-primary,").strip() == checked.strip()
+    assert f"address: {name}," in text
+
+
+def test_with_mtls_a_primary_gets_to_the_fallback_by_tls_only() -> None:
+    things = rendered(*CASES["mtls"])
+    assert "FALLBACK_URL=https://stt-fallback:8443" in str(
+        one(things, "ConfigMap", "stt-primary-settings")["data"]
+    )
+    policy = one(things, "NetworkPolicy", "stt-fallback")["spec"]
+    primary = {"podSelector": {"matchLabels": {"app": "stt-primary"}}}
+    (rule,) = (each for each in policy["ingress"] if primary in each["from"])
+    assert [each["port"] for each in rule["ports"]] == [8443]

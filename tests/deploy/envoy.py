@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from certificates import Authority
 from deploy import engines

@@ -28,7 +28,7 @@ CRDS = Path(__file__).with_name("crds.mjs")
 Options = tuple[str, ...]
 
 GPU: Options = ("--values", "values-gpu.yaml")
-EXTRAS = ("keda", "rollouts", "monitors")
+EXTRAS = ("keda", "rollouts", "envoy", "mtls", "monitors")
 KEYS = (
     *("--set", "primary.keys.create=true,primary.keys.api={one,two},primary.keys.fallback=three"),
     *("--set", "fallback.keys.create=true,fallback.keys.api={three}"),
@@ -134,7 +134,9 @@ def render(root: Path, *options: str) -> str:
     )
     done = _run(helm, "template", "stt", chart, "--namespace", "stt", *options)
     if done.returncode:
-        raise Refused(" ".join(done.stderr.split()))
+        # Besides, it tells of each link in the chart.
+        lines = (line for line in done.stderr.splitlines() if not line.startswith("level=INFO"))
+        raise Refused(" ".join(" ".join(lines).split()))
     return done.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ def promises(things: list[Object]) -> Iterator[str]:
             *_references(workload, things),
             *_disruption(workload, things),
             *_isolated(workload, things),
+            *_envoy(workload, things),
         ):
             yield f"{name}: {line}"
         if tier := tier_of(workload):
@@ -219,6 +221,23 @@ def _is_somebody(peer: Object) -> bool:
         selector.get("matchLabels") or selector.get("matchExpressions")
         for selector in peer.values()
     )
+
+
+def _envoy(workload: Object, things: list[Object]) -> Iterator[str]:
+    """Whatever file Envoy's configuration names is there."""
+    spec = pod(workload)["spec"]
+    data = {e["metadata"]["name"]: e["data"] for e in things if e["kind"] == "ConfigMap"}
+    mapped = {e["name"]: e["configMap"]["name"] for e in spec["volumes"] if "configMap" in e}
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        if container["name"] == "envoy":
+            mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+            texts = [*container["command"]]
+            for mount in mounts.values():
+                if mount["name"] in mapped:
+                    texts.append(data[mapped[mount["name"]]].get(mount["subPath"], ""))
+            for path in sorted(set(re.findall(r"/etc/envoy/[\w.-]+", " ".join(texts)))):
+                if path not in mounts:
+                    yield f"its Envoy reads {path}, which is not mounted"
 
 
 def _selects(thing: Object, workloads: list[Object]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from certificates import Authority, Pair
 from deploy import engines

@@ -17,6 +17,17 @@ securityContext: {{- include "stt.containerSecurity" . | nindent 2 }}
 {{- define "stt.sidecarConfig" -}}
 fallback.yaml: |
   {{- .root.Files.Get "files/envoy/fallback.yaml" | nindent 2 }}
-between.yaml: |
-  {{- include "stt.envoyFile" (dict "root" .root "file" "between.yaml" "was" "exact: stt-primary}" "is" (printf "exact: %s-primary}" .root.Values.prefix)) | nindent 2 }}
+fallback-certificate.yaml: |
+  {{- .root.Files.Get "files/envoy/fallback-certificate.yaml" | nindent 2 }}
+primaries.yaml: |
+  {{- include "stt.envoyFile" (dict "root" .root "file" "primaries.yaml" "was" "exact: stt-primary}" "is" (printf "exact: %s-primary}" .root.Values.prefix)) | nindent 2 }}
+{{- end }}
+
+{{/* Files of their own, since the folder of the certificates lies among them; they change with the pod. */}}
+{{- define "stt.envoyMounts" -}}
+{{- $volume := .volume -}}
+{{- range .files }}
+- {name: {{ $volume }}, mountPath: /etc/envoy/{{ . }}, subPath: {{ . }}, readOnly: true}
+{{- end }}
+- {name: tls, mountPath: /etc/envoy/tls, readOnly: true}
 {{- end }}

@@ -179,10 +179,7 @@ capabilities: {drop: [ALL]}
     periodSeconds: 2
     failureThreshold: 60
   resources: {{- toYaml .root.Values.mtls.resources | nindent 4 }}
-  volumeMounts:
-    - {name: envoy, mountPath: /etc/envoy/fallback.yaml, subPath: fallback.yaml, readOnly: true}
-    - {name: envoy, mountPath: /etc/envoy/between.yaml, subPath: between.yaml, readOnly: true}
-    - {name: tls, mountPath: /etc/envoy/tls, readOnly: true}
+  volumeMounts: {{- include "stt.envoyMounts" (dict "volume" "envoy" "files" (list "fallback.yaml" "fallback-certificate.yaml" "primaries.yaml")) | trim | nindent 4 }}
 {{- end }}
 {{- end }}
 
