@@ -1,24 +1,31 @@
 #!/bin/bash
-# A container's view of things without a container: FOLDER/config, secrets, models, cache and tmp where the
-# chart mounts them, the rest read-only, a user of no privileges.
+# A container's view of things without a container: mounts where a pod has them, the rest read-only, a user of
+# no privileges.
 #
-#   unshare --mount bash tests/pod.sh FOLDER USER CONFIG_PATH COMMAND...
+#   unshare --mount bash tests/pod.sh ROOT MOUNTS HOSTS USER COMMAND...
+#
+# ROOT is an empty folder, MOUNTS a file of lines SOURCE TARGET ro|rw, HOSTS the file /etc/hosts.
 set -euo pipefail
-folder=$1 user=$2 config=$3
-shift 3
+root=$1 mounts=$2 hosts=$3 user=$4
+shift 4
 
 mount --make-rprivate /
-root=$folder/root
-mkdir -p "$root"
+exec 4<"$mounts" 5<"$hosts"
 mount -t tmpfs pod "$root"
 for each in /*; do
-  if [ -L "$each" ]; then
-    cp -P "$each" "$root$each"
-  elif [ -d "$each" ] && [[ $each != "$root" && $each != /tmp && $each != /root && $each != /config && $each != /secrets ]]; then
-    mkdir "$root$each"
-    mount --rbind "$each" "$root$each"
-    [ "$each" = /proc ] || [ "$each" = /dev ] || mount -o remount,ro,bind "$root$each"
-  fi
+  case $each in
+    /tmp | /root) ;;
+    /etc) mkdir "$root/etc" && cp -a /etc/. "$root/etc" && cat <&5 >"$root/etc/hosts" ;;
+    *)
+      if [ -L "$each" ]; then
+        cp -P "$each" "$root$each"
+      elif [ -d "$each" ]; then
+        mkdir "$root$each"
+        mount --rbind "$each" "$root$each"
+        [ "$each" = /proc ] || [ "$each" = /dev ] || mount -o remount,ro,bind "$root$each"
+      fi
+      ;;
+  esac
 done
 # Python itself may be in a home that others do not enter.
 if [[ ${PYTHON_AT:-} == /root/* ]]; then
@@ -26,19 +33,18 @@ if [[ ${PYTHON_AT:-} == /root/* ]]; then
   mount --bind "$PYTHON_AT" "$root$PYTHON_AT"
   mount -o remount,ro,bind "$root$PYTHON_AT"
 fi
-[ -e "$folder/hosts" ] && mount --bind "$folder/hosts" "$root/etc/hosts"
-for each in config secrets models; do
-  mkdir -p "$root/$each"
-  mount --bind "$folder/$each" "$root/$each"
-  mount -o remount,ro,bind "$root/$each"
-done
-for each in cache tmp; do
-  mkdir -p "$root/$each"
-  mount -t tmpfs -o "uid=$user,gid=$user" "$each" "$root/$each"
+while read -r source target mode <&4; do
+  if [ -d "$source" ]; then
+    mkdir -p "$root$target"
+  else
+    mkdir -p "$root$(dirname "$target")"
+    touch "$root$target"
+  fi
+  mount --bind "$source" "$root$target"
+  [ "$mode" = rw ] || mount -o remount,ro,bind "$root$target"
 done
 mount -o remount,ro "$root"
 
 cd /
 exec chroot "$root" setpriv --reuid "$user" --regid "$user" --clear-groups --no-new-privs \
-  --bounding-set=-all --inh-caps=-all env -i CONFIG_PATH="$config" PATH="$PATH" \
-  PYTHONPATH="${PYTHONPATH:-}" PYTHONDONTWRITEBYTECODE=1 "$@"
+  --bounding-set=-all --inh-caps=-all "$@"

@@ -1,138 +1,84 @@
-"""What the chart renders starts, hears, takes new keys and stops, restricted as its pods are.
-
-Two processes stand for two pods: each has the ConfigMap and the Secret of the chart where the chart
-mounts them, the rest read-only, the chart's user, no capability, and the Services' names. What is
-missing of a real pod is the seccomp filter of its runtime.
-"""
+"""What the chart renders starts, hears, takes new keys and stops, restricted as its pods are."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from certificates import Authority
 from conftest import model
 from deploy import engines
-from deploy.kubernetes import KEYS, objects, render
-from deploy.kubernetes_objects import Object, env_file, pod
+from deploy.kubernetes import KEYS, Options, objects, render
+from deploy.kubernetes_objects import Object
 from fakes import PATIENCE
-from pages import ROOT, SRC
+from pages import ROOT
+from pods import Network, Pod, Secrets, network, update
 from running import until
 
 SAMPLE = ROOT / "samples/jfk.flac"
-# As in docker/Dockerfile.*; the address is one of a network of its own.
-START = "--host 0.0.0.0 --workers 1 --http stt_cascade.http.protocol:Protocol --no-proxy-headers"
-PORTS = {"primary": "8081", "fallback": "8082"}
-VALUES = (
-    *KEYS,
-    *(
-        "--set",
-        "primary.model.name=tiny.en,fallback.model.name=tiny.en,fallback.settings.BEAM_SIZE=1",
-    ),
-    *("--set", "primary.model.source=hostPath,primary.model.hostPath=/models"),
-    # Every clip is asked of the fallback.
-    *("--set", "primary.settings.CONF_LOGPROB_THRESHOLD=1"),
-)
+SMALL = ("--set", "primary.model.name=tiny.en,fallback.model.name=tiny.en")
+# Every clip is asked of the fallback.
+DOUBTS = ("--set", "primary.settings.CONF_LOGPROB_THRESHOLD=1,fallback.settings.BEAM_SIZE=1")
+TLS = ("--set", "mtls.enabled=true")
 
 
 @pytest.fixture(scope="module")
-def things() -> list[Object]:
+def inside() -> Iterator[Network]:
+    with network() as words:
+        yield words
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One that others than root go through."""
+    for each in (tmp_path, *tmp_path.parents[:2]):
+        each.chmod(0o755)
+    return tmp_path
+
+
+def rendered(models: Path, *options: Options) -> list[Object]:
     if "helm" in engines.missing():
         pytest.skip("helm: `make check-deploy` installs it")
-    return objects(render(engines.ROOT, *VALUES))
+    words = [word for each in (KEYS, SMALL, *options) for word in each]
+    for tier in ("primary", "fallback"):
+        words += ["--set", f"{tier}.model.source=hostPath,{tier}.model.hostPath={models}"]
+    return objects(render(engines.ROOT, *words))
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[tuple[str, ...]]:
-    """What starts a program in a network of its own, that has only itself."""
-    if os.geteuid() or not all(map(shutil.which, ("unshare", "nsenter", "setpriv", "ip"))):
-        pytest.skip("needs root, to make namespaces")
-    up = "ip link set lo up && echo up && exec sleep infinity"
-    words = ("unshare", "--net", "bash", "-c", up)
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
-        try:
-            assert holder.stdout
-            if holder.stdout.readline() != b"up\n":
-                pytest.skip("no network namespace can be made here")
-            yield ("nsenter", f"--net=/proc/{holder.pid}/ns/net")
-        finally:
-            holder.kill()
+def certified(folder: Path) -> Secrets:
+    """The Secrets of mTLS, as cert-manager makes them."""
+    if "envoy" in engines.missing():
+        pytest.skip("envoy: `make check-deploy` installs it")
+    authority = Authority(folder)
+    secrets = {}
+    for tier in ("primary", "fallback"):
+        pair = authority.issue(f"stt-{tier}")
+        files = {"ca.crt": authority.cert, "tls.crt": pair.cert, "tls.key": pair.key}
+        secrets[f"stt-{tier}-tls"] = {name: file.read_text() for name, file in files.items()}
+    return secrets
 
 
-def mounted(folder: Path, tier: str, things: list[Object]) -> None:
-    """The folders of a pod."""
-    for name in ("config", "secrets"):
-        (folder / name).mkdir(parents=True)
-    (folder / "config" / f"stt_{tier}.env").write_text(env_file(tier, things))
-    (secret,) = (
-        e for e in things if (e["kind"], e["metadata"]["name"]) == ("Secret", f"stt-{tier}-keys")
-    )
-    rotate(folder, secret["stringData"])
-    (folder / "models").symlink_to(model("tiny.en").parent.resolve())
-    (folder / "hosts").write_text("127.0.0.1 localhost stt-primary stt-fallback\n")
-
-
-def rotate(folder: Path, files: dict[str, str]) -> None:
-    """Put a Secret's files there as the kubelet does: behind a link that changes at once."""
-    secrets = folder / "secrets"
-    version = secrets / f"..{len(list(secrets.iterdir()))}"
-    version.mkdir()
-    for name, text in files.items():
-        (version / name).write_text(text)
-        if not (secrets / name).is_symlink():
-            (secrets / name).symlink_to(Path("..data", name))
-    (secrets / "..data_tmp").symlink_to(version.name)
-    (secrets / "..data_tmp").rename(secrets / "..data")
-
-
-def command(folder: Path, tier: str, things: list[Object], *words: str) -> tuple[str | Path, ...]:
-    (workload,) = (
-        e for e in things if (e["kind"], e["metadata"]["name"]) == ("Deployment", f"stt-{tier}")
-    )
-    spec = pod(workload)["spec"]
-    (path,) = (e["value"] for e in spec["containers"][0]["env"] if e["name"] == "CONFIG_PATH")
-    user = str(spec["securityContext"]["runAsUser"])
-    return ("unshare", "--mount", "bash", ROOT / "tests/pod.sh", folder, user, path, *words)
-
-
-def programs() -> dict[str, str]:
-    here = (ROOT / ".venv/bin", *os.environ["PATH"].split(os.pathsep))
-    return {
-        "PATH": os.pathsep.join(map(str, here)),
-        "PYTHONPATH": str(SRC),
-        "PYTHON_AT": sys.base_prefix,
-    }
-
-
-@contextmanager
-def running(
-    network: tuple[str, ...], folder: Path, tier: str, things: list[Object]
-) -> Iterator[subprocess.Popen[bytes]]:
-    words = ("uvicorn", f"stt_{tier}:app", "--port", PORTS[tier], *START.split())
-    start = (*network, *command(folder, tier, things, *words))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(start, env=programs(), stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def asked(network: tuple[str, ...], path: str, *options: str) -> tuple[int, Any]:
-    """The primary's status and answer; 0 without one."""
-    written = ("--silent", "--write-out", "\n%{http_code}", *options)
+def transcribed(inside: Network, key: str, url: str = "http://127.0.0.1:8081") -> tuple[int, Any]:
+    """Status and answer; 0 without one."""
+    clip = ("--form", f"audio=@{SAMPLE}", "--header", f"Authorization: Bearer {key}")
     done = subprocess.run(
-        (*network, "curl", *written, f"http://127.0.0.1:8081{path}"),
+        (
+            *inside,
+            "curl",
+            "--silent",
+            "--write-out",
+            "\n%{http_code}",
+            *clip,
+            f"{url}/v1/transcribe",
+        ),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -142,65 +88,41 @@ def asked(network: tuple[str, ...], path: str, *options: str) -> tuple[int, Any]
     return int(status or 0), json.loads(body) if body else None
 
 
-def transcribed(network: tuple[str, ...], key: str) -> tuple[int, Any]:
-    clip = ("--form", f"audio=@{SAMPLE}", "--header", f"Authorization: Bearer {key}")
-    return asked(network, "/v1/transcribe", *clip)
-
-
-def test_both_tiers_work_in_their_pods(
-    things: list[Object], network: tuple[str, ...], tmp_path: Path
-) -> None:
-    # Others than root go through it.
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o755)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "mtls"])
+def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, tls: bool) -> None:
+    secrets = certified(folder / "authority") if tls else {}
+    things = rendered(model("tiny.en").parent.resolve(), DOUBTS, *((TLS,) if tls else ()))
+    fallback = Pod(folder / "fallback", inside, "fallback", things, secrets)
+    primary = Pod(folder / "primary", inside, "primary", things, secrets)
     with ExitStack() as stack:
-        pods = {}
-        for tier in ("fallback", "primary"):
-            mounted(tmp_path / tier, tier, things)
-            pods[tier] = stack.enter_context(running(network, tmp_path / tier, tier, things))
+        for each in (fallback, primary):
+            stack.enter_context(each.running())
+        for each in (fallback, primary):
+            until(each.ready, f"the {each.name} is ready", 2 * PATIENCE)
 
-        def ready() -> bool:
-            for tier, process in pods.items():
-                assert process.poll() is None, (tmp_path / tier / "log").read_text()
-            return asked(network, "/v1/ready")[0] == 200
-
-        until(ready, "the primary is ready", 2 * PATIENCE)
-        until(lambda: transcribed(network, "one")[0] == 200, "the fallback is ready", 2 * PATIENCE)
-
-        status, answer = transcribed(network, "one")
-        assert status == 200
+        status, answer = transcribed(inside, "one")
+        assert status == 200, answer
         assert "ask not what your country" in answer["text"].lower()
         assert answer["routing"]["tier"] == "fallback"
-        assert transcribed(network, "nobody's")[0] == 401
+        assert transcribed(inside, "nobody's")[0] == 401
+        if tls:  # the fallback's key alone lets nobody in
+            assert transcribed(inside, "three", "https://stt-fallback:8443")[0] == 0
 
-        rotate(tmp_path / "primary", {"api.keys": "new\n", "fallback.key": "three\n"})
-        until(lambda: transcribed(network, "new")[0] == 200, "the new key is in force")
-        assert transcribed(network, "one")[0] == 401
+        update(primary.volume("keys"), {"api.keys": "new\n", "fallback.key": "three\n"})
+        until(lambda: transcribed(inside, "new")[0] == 200, "the new key is in force")
+        assert transcribed(inside, "one")[0] == 401
 
-        for tier in ("primary", "fallback"):
-            pods[tier].send_signal(signal.SIGTERM)
-            status = pods[tier].wait(PATIENCE)
-            assert status in (0, -signal.SIGTERM), (tmp_path / tier / "log").read_text()
+        for each in (primary, fallback):
+            assert set(each.stop().values()) <= {0, -signal.SIGTERM}
 
 
 def test_the_model_is_compared_with_its_digests_before_the_tier_starts(
-    things: list[Object], network: tuple[str, ...], tmp_path: Path
+    inside: Network, folder: Path
 ) -> None:
-    for each in (tmp_path, *tmp_path.parents[:2]):
-        each.chmod(0o755)
-    mounted(tmp_path / "pod", "primary", things)
-    (workload,) = (
-        e for e in things if (e["kind"], e["metadata"]["name"]) == ("Deployment", "stt-primary")
-    )
-    (check,) = pod(workload)["spec"]["initContainers"]
-
-    def status() -> int:
-        run = command(tmp_path / "pod", "primary", things, *check["command"])
-        return subprocess.run(run, env=programs(), timeout=PATIENCE, check=False).returncode
-
-    assert status() == 0
-    (tmp_path / "pod/models").unlink()
-    shutil.copytree(model("tiny.en"), tmp_path / "pod/models/whisper-tiny.en-ct2")
-    with (tmp_path / "pod/models/whisper-tiny.en-ct2/model.bin").open("r+b") as weights:
+    shutil.copytree(model("tiny.en"), folder / "models/whisper-tiny.en-ct2")
+    things = rendered(folder / "models")
+    pod = Pod(folder / "primary", inside, "primary", things, {})
+    assert pod.first("model") == 0
+    with (folder / "models/whisper-tiny.en-ct2/model.bin").open("r+b") as weights:
         weights.write(b"spoilt")
-    assert status() == 1
+    assert pod.first("model") == 1
