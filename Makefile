@@ -65,13 +65,19 @@ format: $(STAMP)  ## format the code, mend what ruff can mend
 	@$(BIN)/ruff format .
 
 # Other indexes of this machine must not decide what everybody installs.
-lock: $(STAMP)  ## write requirements.txt anew; UPGRADE=1 takes newer versions
+COMPILE = env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
+  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
+  --generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+# The images' packages are some of those that the tests run with: the same versions, the same files.
+lock: $(STAMP)  ## write requirements*.txt anew; UPGRADE=1 takes newer versions
 	@echo "==> Locking pyproject.toml into requirements.txt"
-	@printf '%s\n' $(TOOLCHAIN) | \
-	  env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
-	  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
-	  --generate-hashes --extra dev --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
-	  pyproject.toml - -o requirements.txt
+	@printf '%s\n' $(TOOLCHAIN) | $(COMPILE) --extra dev pyproject.toml - -o requirements.txt
+	@echo "==> Of these, what the images have: requirements-cpu.txt, -gpu.txt, and to build them -build.txt"
+	@echo pip | $(COMPILE) --extra server --constraint requirements.txt pyproject.toml - -o requirements-cpu.txt
+	@echo pip | $(COMPILE) --extra server --extra gpu --constraint requirements.txt pyproject.toml - \
+	  -o requirements-gpu.txt
+	@printf '%s\n' pip hatchling | $(COMPILE) --constraint requirements.txt - -o requirements-build.txt
 
 clean:  ## remove .venv and all that tools left; models/ stays
 	@echo "==> Removing .venv, caches and builds"
@@ -87,3 +93,5 @@ $(STAMP): requirements.txt pyproject.toml
 	  | awk '/^Collecting /{printf "%s ", $$2; fflush()} /^Installing collected/{printf "\n==> Unpacking them\n"; fflush()}'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+include deploy/docker.mk

@@ -59,6 +59,7 @@ ENVIRONMENT = {
     *("STT_SMOKE_URL", "STT_SMOKE_KEY"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("COMPOSE_PROFILES", "FALLBACK_GPU"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
 REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent"}
@@ -362,7 +363,8 @@ def test_every_documented_call_of_a_command_is_possible() -> None:
 
 
 def test_every_make_target_has_a_row_and_no_other_is_named() -> None:
-    targets = re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = (ROOT / "Makefile").read_text() + (ROOT / "deploy/docker.mk").read_text()
+    targets = re.findall(r"^([a-z][\w-]*):(?!=)", text, re.MULTILINE)
     assert {f"make {target}" for target in targets} == set(
         named("CONTRIBUTING.md", "## The targets")
     )

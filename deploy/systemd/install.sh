@@ -81,7 +81,9 @@ else
     rm -rf "$new"
     "${PYTHON:-python3}" -m venv "$new"
     pip() { "$new/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
-    pip install --require-hashes -r "$checkout/requirements.txt"
+    for packages in "$device" build; do
+        pip install --only-binary :all: --require-hashes -r "$checkout/requirements-$packages.txt"
+    done
     pip install --no-deps --no-build-isolation --no-index "$checkout"
     mkdir "$new/cuda"
     find "$new" -path '*/nvidia/*/lib/*.so*' -exec ln -s -t "$new/cuda" {} +
@@ -95,7 +97,7 @@ if [ "$(in_force)" != "$version" ]; then
 fi
 
 # One key a line, of 48 hex digits.
-key() { head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
+key() { head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n' && echo; }
 new_file() { # its path; its content comes from standard input
     [ ! -e "$1" ] || { cat > /dev/null; return; }
     (umask 077 && cat > "$1.new")

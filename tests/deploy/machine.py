@@ -11,11 +11,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 BOOT_S = 60.0
+LIMIT_S = 900.0
 NSENTER, MOUNT, UMOUNT = "/usr/bin/nsenter", "/usr/bin/mount", "/usr/bin/umount"
 
 
@@ -39,25 +40,26 @@ class Machine:
         self.leader = leader
 
     def run(
-        self, line: str, *, check: bool = True, limit_s: float = 300.0, **environment: str
+        self, line: str, *, check: bool = True, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a line of shell in it, as root."""
-        variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **environment}
+        variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        variables |= environment or {}
         done = subprocess.run(
             [NSENTER, "--all", "--target", str(self.leader), "--wd", "sh", "-c", line],
             env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=limit_s,
+            timeout=LIMIT_S,
             check=False,
         )
         if check and done.returncode:
             raise AssertionError(f"{line}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def said(self, line: str, **environment: str) -> str:
-        return self.run(line, **environment).stdout.strip()
+    def said(self, line: str) -> str:
+        return self.run(line).stdout.strip()
 
     def property(self, unit: str, name: str) -> str:
         return self.said(f"systemctl show --value --property={name} {unit}")
@@ -71,15 +73,10 @@ class Machine:
 
 
 @contextmanager
-def machine(folder: Path, name: str, *layers: Path) -> Iterator[Machine]:
-    """One that has started, until the end.
-
-    Args:
-        folder: empty; for its files.
-        layers: folders whose files it has over this host's.
-    """
+def machine(folder: Path, name: str) -> Iterator[Machine]:
+    """One that has started, until the end; an empty folder is for its files."""
     with ExitStack() as stack:
-        root = _files(folder, layers, stack)
+        root = _files(folder, stack)
         console = stack.enter_context((folder / "console").open("wb"))
         process = subprocess.Popen(
             [
@@ -108,7 +105,7 @@ def machine(folder: Path, name: str, *layers: Path) -> Iterator[Machine]:
                 process.wait()
 
 
-def _files(folder: Path, layers: tuple[Path, ...], stack: ExitStack) -> Path:
+def _files(folder: Path, stack: ExitStack) -> Path:
     """This host's, below a layer in memory; which of its services start is left out."""
     memory, root = folder / "memory", folder / "root"
     for each in (memory, root):
@@ -116,8 +113,7 @@ def _files(folder: Path, layers: tuple[Path, ...], stack: ExitStack) -> Path:
     _mount(stack, memory, "-t", "tmpfs", "tmpfs")
     for layer in ("upper", "work"):
         (memory / layer).mkdir()
-    below = ":".join(map(str, (*layers, "/")))
-    options = f"lowerdir={below},upperdir={memory / 'upper'},workdir={memory / 'work'}"
+    options = f"lowerdir=/,upperdir={memory / 'upper'},workdir={memory / 'work'}"
     _mount(stack, root, "-t", "overlay", "-o", options, "overlay")
     for enabled in (root / "etc/systemd/system", *(root / "etc").glob("rc[0-9].d")):
         shutil.rmtree(enabled)
@@ -127,7 +123,7 @@ def _files(folder: Path, layers: tuple[Path, ...], stack: ExitStack) -> Path:
 
 def _mount(stack: ExitStack, where: Path, *what: str) -> None:
     subprocess.run([MOUNT, *what, where], check=True)
-    stack.callback(subprocess.run, [UMOUNT, "--lazy", where], check=False)
+    stack.callback(lambda: subprocess.run([UMOUNT, "--lazy", where], check=False))
 
 
 def _leader(process: subprocess.Popen[bytes]) -> int:

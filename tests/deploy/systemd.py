@@ -98,10 +98,9 @@ def _verified(root: Path, units: list[Path]) -> Iterator[str]:
         there.mkdir(parents=True)
         for unit in units:
             shutil.copy(root / unit, there)
-        command = [engines.path("systemd-analyze"), "verify", "--man=no", f"--root={folder}"]
-        done = subprocess.run(
-            [*command, *(unit.name for unit in units)], capture_output=True, text=True, check=False
-        )
+        command = [str(engines.path("systemd-analyze")), "verify", "--man=no", f"--root={folder}"]
+        command += [unit.name for unit in units]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = (done.stdout + done.stderr).replace(f"{there}/", "").splitlines()
         yield from (f"{FOLDER}/{line}" for line in said)
         if done.returncode and not said:

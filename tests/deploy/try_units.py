@@ -21,13 +21,15 @@ import pytest
 from conftest import model
 from deploy import machine as machines
 from deploy.machine import Machine, machine
-from pages import ROOT, page_command
+from pages import ROOT, named, page_command
 from stt_cascade.audio.decode import decode
 from tones import wav
 
 WHEELS = ROOT / ".engines/wheels"
 IP, SHELL = "/usr/sbin/ip", "/bin/bash"
 TIERS = ("stt-fallback.service", "stt-primary.service")
+METRICS = "http://127.0.0.1:8081/v1/metrics"
+AUTHORIZED = '-H "Authorization: Bearer $(head -n 1 /opt/stt/keys/primary/api.keys)"'
 READY = "curl -sf http://127.0.0.1:8081/v1/ready"
 
 
@@ -36,8 +38,9 @@ def packages() -> None:
     """Brings the locked packages, once."""
     if why := machines.unable():
         pytest.skip(why)
-    locked = ROOT / "requirements.txt"
-    done = WHEELS / hashlib.sha256(locked.read_bytes()).hexdigest()
+    locked = [ROOT / f"requirements-{kind}.txt" for kind in ("cpu", "build")]
+    digest = hashlib.sha256(b"".join(each.read_bytes() for each in locked)).hexdigest()
+    done = WHEELS / digest
     if not done.exists():
         line = page_command("What to keep", "pip download", "docs/resilience.md")
         typed_here(
@@ -53,7 +56,7 @@ def typed_here(line: str) -> None:
 def typed(host: Machine, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
     """What the page says, typed by root in the checkout."""
     alone = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS)}
-    return host.run(f"cd {ROOT} && {line.replace('sudo ', '')}", check=check, **alone)
+    return host.run(f"cd {ROOT} && {line.replace('sudo ', '')}", check=check, environment=alone)
 
 
 def bring_model(host: Machine) -> None:
@@ -232,6 +235,18 @@ def test_wrong_settings_leave_a_unit_down_until_they_are_mended(host: Machine) -
     host.run(READY)
 
 
+def test_the_lines_that_are_left_out_would_do_harm(host: Machine) -> None:
+    lines = named("docs/deploy.md", "## systemd", 1)
+    assert lines.pop() == "PrivateDevices=yes"  # nothing shows that without a GPU
+    for line in lines:
+        set_option(host, TIERS[1], line)
+        host.run(f"systemctl reset-failed {TIERS[1]}")
+        started = host.run(f"systemctl restart {TIERS[1]}", check=False).returncode == 0
+        asked = f"curl -s -o /dev/null -w '%{{http_code}}' {AUTHORIZED} {METRICS}"
+        assert not started or host.said(asked) == "500", line
+    settled(host, TIERS[1])
+
+
 def test_a_new_version_is_installed_and_taken_back(host: Machine) -> None:
     version = "readlink /opt/stt/venv"
     first = host.said(version)
@@ -256,18 +271,13 @@ def test_a_new_version_is_installed_and_taken_back(host: Machine) -> None:
 def test_the_tiers_work_together_from_two_hosts(
     host: Machine, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # What was installed once need not be again.
-    installed = tmp_path_factory.mktemp("installed")
-    shutil.copytree(
-        host.root / "opt/stt/venvs",
-        installed / "opt/stt/venvs",
-        symlinks=True,
-        copy_function=shutil.copy2,
-    )
     with (
-        machine(tmp_path_factory.mktemp("a"), "stt-a", installed) as primary,
-        machine(tmp_path_factory.mktemp("b"), "stt-b", installed) as fallback,
+        machine(tmp_path_factory.mktemp("a"), "stt-a") as primary,
+        machine(tmp_path_factory.mktemp("b"), "stt-b") as fallback,
     ):
+        for each in (primary, fallback):  # what was installed once need not be again
+            venvs = each.root / "opt/stt/venvs"
+            shutil.copytree(host.root / "opt/stt/venvs", venvs, symlinks=True)
         link = [IP, "link", "add", "left", "netns", str(primary.leader), "type", "veth"]
         subprocess.run([*link, "peer", "name", "right", "netns", str(fallback.leader)], check=True)
         primary.run("ip address add 192.0.2.10/24 dev left && ip link set left up")
@@ -294,8 +304,8 @@ def test_the_tiers_work_together_from_two_hosts(
         assert transcribed(primary, line)["routing"]["fallback_used"] is True
 
 
-def test_a_stop_of_the_target_ends_the_primary_first(host: Machine) -> None:
-    typed(host, page_command("systemd", "sudo systemctl stop stt.target"))
+def test_a_stop_of_both_ends_the_primary_first(host: Machine) -> None:
+    typed(host, page_command("systemd", "sudo systemctl stop"))
     for unit in TIERS:
         assert host.property(unit, "ActiveState") == "inactive"
         assert host.property(unit, "Result") == "success"
