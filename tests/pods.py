@@ -8,7 +8,9 @@ missing of a real pod is the seccomp filter of its runtime.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,10 +27,6 @@ from pages import ROOT, SRC
 # The words that start a program in the network.
 Network = tuple[str, ...]
 Secrets = dict[str, dict[str, str]]
-
-# As in docker/Dockerfile.*; the network is the pods' own.
-IMAGE = "--host 0.0.0.0 --workers 1 --http stt_cascade.http.protocol:Protocol --no-proxy-headers"
-PORTS = {"primary": "8081", "fallback": "8082"}
 
 
 @contextmanager
@@ -112,12 +110,11 @@ class Pod:
         mounts.write_text("".join(lines))
         root = self.folder / f"{container['name']}.root"
         root.mkdir(exist_ok=True)
-        image = f"uvicorn stt_{self.name}:app --port {PORTS.get(self.name)} {IMAGE}".split()
         values = (f"{each['name']}={each['value']}" for each in container.get("env", ()))
         return (
             *(*self._network, "unshare", "--mount", "bash", ROOT / "tests/pod.sh"),
             *(root, mounts, self.folder / "hosts", str(self._user)),
-            *("env", *values, *container.get("command", image)),
+            *("env", *values, *(container.get("command") or started(self.name))),
         )
 
     def first(self, name: str) -> int:
@@ -166,6 +163,15 @@ class Pod:
 
     def log(self, container: str) -> str:
         return (self.folder / f"{container}.log").read_text()
+
+
+def started(tier: str) -> list[str]:
+    """What the tier's image runs."""
+    (words,) = re.findall(
+        r"^CMD (.*)$", (ROOT / f"docker/Dockerfile.{tier}").read_text(), re.MULTILINE
+    )
+    command: list[str] = json.loads(words)
+    return command
 
 
 def update(volume: Path, files: dict[str, str]) -> None:

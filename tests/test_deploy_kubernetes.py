@@ -197,6 +197,17 @@ def test_large_numbers_arrive_as_they_are() -> None:
     assert "MAX_QUEUE=10000000" in text.splitlines()
 
 
+@pytest.mark.parametrize("tier", ["primary", "fallback"])
+def test_the_chart_and_the_images_agree(tier: str) -> None:
+    image = (engines.ROOT / f"docker/Dockerfile.{tier}").read_text()
+    spec = pod(one(rendered(), "Deployment", f"stt-{tier}"))["spec"]
+    (container,) = spec["containers"]
+    user, group = spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsGroup"]
+    assert f"\nUSER {user}:{group}\n" in image
+    assert f"\nEXPOSE {container['ports'][0]['containerPort']}\n" in image
+    assert f"\nENV CONFIG_PATH={container['env'][0]['value']}\n" in image
+
+
 def test_on_gpu_nodes_an_update_needs_no_spare_gpu() -> None:
     for name in ("stt-primary", "stt-fallback"):
         strategy = one(rendered(*GPU), "Deployment", name)["spec"]["strategy"]["rollingUpdate"]
