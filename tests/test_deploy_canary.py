@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from deploy import engines
-from deploy.kubernetes import CASES, objects, queries, render
+from deploy.kubernetes import CASES, objects, render
+from deploy.kubernetes_queries import queries
 
 RATIO, EXCESS = "stt:canary_p95_ratio", "stt:canary_fallback_failure_excess"
 POD = 'job="stt-primary", namespace="stt", role="canary", instance="one"'

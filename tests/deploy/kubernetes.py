@@ -7,7 +7,6 @@ manifests, from the chart; the settings in the chart's schema, from the settings
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from deploy import engines, kubernetes_settings
+from deploy import engines, kubernetes_queries, kubernetes_settings
 from deploy.kubernetes_objects import Object, promises
+from deploy.kubernetes_queries import queries
 
 CHART = Path("deploy/helm/stt-cascade")
 SCHEMA = CHART / "values.schema.json"
@@ -161,7 +161,9 @@ def check(
             yield f"{CHART}: {name}: {line}"
         yield from _rules(root, name, found)
     yield from _schemas(rendered)
-    yield from _queries(rendered)
+    asked = {query: name for found in rendered.values() for name, query in queries(found).items()}
+    for line in kubernetes_queries.check(asked, root / RULES):
+        yield f"{CHART}: {line}"
     for values, word in refused.items():
         try:
             render(root, "--set", values)
@@ -234,34 +236,6 @@ def _custom_schemas(things: list[Object]) -> Iterator[str]:
     done = _run(engines.path("node"), CRDS, modules, stdin=json.dumps(things))
     for line in (done.stdout + done.stderr).splitlines():
         yield f"{CHART}: {line}"
-
-
-def queries(things: list[Object]) -> dict[str, str]:
-    """Every query in PromQL that KEDA or Argo Rollouts will ask, by where it stands."""
-    found: dict[str, str] = {}
-    for thing in things:
-        name = f"{thing['kind']} {thing['metadata']['name']}"
-        if thing["kind"] == "ScaledObject":
-            for trigger in thing["spec"]["triggers"]:
-                found[f"{name} {trigger['name']}"] = trigger["metadata"]["query"]
-        if thing["kind"] == "AnalysisTemplate":
-            for metric in thing["spec"]["metrics"]:
-                found[f"{name} {metric['name']}"] = metric["provider"]["prometheus"]["query"]
-    return found
-
-
-def _queries(rendered: dict[str, list[Object]]) -> Iterator[str]:
-    """promtool parses each, as the expression of a rule."""
-    asked = {query: name for found in rendered.values() for name, query in queries(found).items()}
-    rules = [{"record": f"query_{i}", "expr": query} for i, query in enumerate(asked)]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "queries.yml")
-        file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
-        done = _run(engines.path("promtool"), "check", "rules", file)
-    if done.returncode:
-        names = {f"query_{i}": name for i, name in enumerate(asked.values())}
-        why = re.sub(r"query_\d+", lambda match: names[match[0]], done.stderr.strip())
-        yield f"{CHART}: {' '.join(why.split())}"
 
 
 def _stale(root: Path) -> Iterator[str]:
