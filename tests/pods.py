@@ -153,6 +153,12 @@ class Pod:
         asks = (*self._network, *ask, "--output", os.devnull, url)
         return subprocess.run(asks, timeout=PATIENCE, check=False).returncode == 0
 
+    def hook(self, container: str) -> str:
+        """The script of its preStop."""
+        (found,) = (e for e in self._spec["containers"] if e["name"] == container)
+        *_, script = found["lifecycle"]["preStop"]["exec"]["command"]
+        return str(script)
+
     def stop(self) -> dict[str, int]:
         """As Kubernetes does, after preStop: the containers, then the sidecars. Their statuses."""
         statuses = {}

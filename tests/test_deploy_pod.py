@@ -116,6 +116,40 @@ def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, tls: bool)
             assert set(each.stop().values()) <= {0, -signal.SIGTERM}
 
 
+def test_an_envoy_that_is_to_go_serves_on_and_sends_its_callers_elsewhere(
+    inside: Network, folder: Path
+) -> None:
+    if "envoy" in engines.missing():
+        pytest.skip("envoy: `make check-deploy` installs it")
+    pair = Authority(folder / "authority").issue("stt.example")
+    files = {"tls.crt": pair.cert.read_text(), "tls.key": pair.key.read_text()}
+    things = rendered(folder, ("--set", "envoy.enabled=true"))
+    envoy = Pod(folder / "envoy", inside, "envoy", things, {"stt-tls": files})
+
+    def answer() -> str:
+        asks = (
+            "curl",
+            "--silent",
+            "--insecure",
+            "--http1.1",
+            "--include",
+            "https://127.0.0.1:8443/",
+        )
+        return subprocess.run((*inside, *asks), capture_output=True, text=True, check=False).stdout
+
+    with envoy.running():
+        until(lambda: answer() != "", "Envoy answers")
+        assert "connection: close" not in answer()
+        script = envoy.hook("envoy").rsplit("sleep", 1)[0]
+        done = subprocess.run(
+            (*inside, "bash", "-c", script), capture_output=True, text=True, check=True
+        )
+        assert "200 OK" in done.stdout
+        # More and more of them, for as long as the drain takes.
+        until(lambda: "connection: close" in answer(), "a caller is told to leave")
+        assert envoy.stop() == {"envoy": 0}
+
+
 def test_the_model_is_compared_with_its_digests_before_the_tier_starts(
     inside: Network, folder: Path
 ) -> None:
