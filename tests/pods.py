@@ -73,7 +73,9 @@ class Pod:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._volumes: dict[str, Path] = {}
         folder.mkdir()
-        (folder / "hosts").write_text("127.0.0.1 localhost stt-primary stt-fallback\n")
+        (folder / "hosts").write_text(
+            "127.0.0.1 localhost stt-primary stt-primary-pods stt-fallback\n"
+        )
         for volume in self._spec["volumes"]:
             where = self._volumes[volume["name"]] = folder / "volumes" / volume["name"]
             if "hostPath" in volume:

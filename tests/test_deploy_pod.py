@@ -27,7 +27,8 @@ SAMPLE = ROOT / "samples/jfk.flac"
 SMALL = ("--set", "primary.model.name=tiny.en,fallback.model.name=tiny.en")
 # Every clip is asked of the fallback.
 DOUBTS = ("--set", "primary.settings.CONF_LOGPROB_THRESHOLD=1,fallback.settings.BEAM_SIZE=1")
-TLS = ("--set", "mtls.enabled=true")
+MTLS = ("--set", "mtls.enabled=true")
+ENVOY = ("--set", "envoy.enabled=true")
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +55,19 @@ def rendered(models: Path, *options: Options) -> list[Object]:
 
 
 def certified(folder: Path) -> Secrets:
-    """The Secrets of mTLS, as cert-manager makes them."""
+    """The Secrets of both Envoys, as cert-manager makes them."""
     if "envoy" in engines.missing():
         pytest.skip("envoy: `make check-deploy` installs it")
     authority = Authority(folder)
     secrets = {}
-    for tier in ("primary", "fallback"):
-        pair = authority.issue(f"stt-{tier}")
+    for secret, name in (
+        ("stt-primary-tls", "stt-primary"),
+        ("stt-fallback-tls", "stt-fallback"),
+        ("stt-tls", "stt.example"),
+    ):
+        pair = authority.issue(name)
         files = {"ca.crt": authority.cert, "tls.crt": pair.cert, "tls.key": pair.key}
-        secrets[f"stt-{tier}-tls"] = {name: file.read_text() for name, file in files.items()}
+        secrets[secret] = {name: file.read_text() for name, file in files.items()}
     return secrets
 
 
@@ -74,6 +79,7 @@ def transcribed(inside: Network, key: str, url: str = "http://127.0.0.1:8081") -
             *inside,
             "curl",
             "--silent",
+            "--insecure",
             "--write-out",
             "\n%{http_code}",
             *clip,
@@ -88,10 +94,10 @@ def transcribed(inside: Network, key: str, url: str = "http://127.0.0.1:8081") -
     return int(status or 0), json.loads(body) if body else None
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "mtls"])
-def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, tls: bool) -> None:
-    secrets = certified(folder / "authority") if tls else {}
-    things = rendered(model("tiny.en").parent.resolve(), DOUBTS, *((TLS,) if tls else ()))
+@pytest.mark.parametrize("extra", [ENVOY, MTLS], ids=["behind-envoy", "mtls"])
+def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, extra: Options) -> None:
+    secrets = certified(folder / "authority")
+    things = rendered(model("tiny.en").parent.resolve(), DOUBTS, extra)
     fallback = Pod(folder / "fallback", inside, "fallback", things, secrets)
     primary = Pod(folder / "primary", inside, "primary", things, secrets)
     with ExitStack() as stack:
@@ -105,8 +111,13 @@ def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, tls: bool)
         assert "ask not what your country" in answer["text"].lower()
         assert answer["routing"]["tier"] == "fallback"
         assert transcribed(inside, "nobody's")[0] == 401
-        if tls:  # the fallback's key alone lets nobody in
-            assert transcribed(inside, "three", "https://stt-fallback:8443")[0] == 0
+        if extra == MTLS:  # the fallback's key alone lets nobody in
+            assert transcribed(inside, "three", "https://127.0.0.1:8443")[0] == 0
+        if extra == ENVOY:
+            envoy = Pod(folder / "envoy", inside, "envoy", things, secrets)
+            stack.enter_context(envoy.running())
+            https = "https://127.0.0.1:8443"
+            until(lambda: transcribed(inside, "one", https)[0] == 200, "Envoy knows the primary")
 
         update(primary.volume("keys"), {"api.keys": "new\n", "fallback.key": "three\n"})
         until(lambda: transcribed(inside, "new")[0] == 200, "the new key is in force")
@@ -119,12 +130,8 @@ def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, tls: bool)
 def test_an_envoy_that_is_to_go_serves_on_and_sends_its_callers_elsewhere(
     inside: Network, folder: Path
 ) -> None:
-    if "envoy" in engines.missing():
-        pytest.skip("envoy: `make check-deploy` installs it")
-    pair = Authority(folder / "authority").issue("stt.example")
-    files = {"tls.crt": pair.cert.read_text(), "tls.key": pair.key.read_text()}
-    things = rendered(folder, ("--set", "envoy.enabled=true"))
-    envoy = Pod(folder / "envoy", inside, "envoy", things, {"stt-tls": files})
+    secrets = certified(folder / "authority")
+    envoy = Pod(folder / "envoy", inside, "envoy", rendered(folder, ENVOY), secrets)
 
     def answer() -> str:
         asks = (
