@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy try-units manifests format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy dashboard manifests monitoring-check \
+  try-units format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -54,6 +55,15 @@ check-deploy: $(STAMP)  ## check what deploys the service with the engines that 
 
 manifests: $(STAMP)  ## render deploy/kubernetes from the chart, and its schema from the settings
 	@PYTHONPATH=tests $(BIN)/python -m deploy.kubernetes
+
+# It takes what `make check-deploy` installs.
+dashboard:  ## draw the Grafana dashboard anew
+	@.engines/python/bin/python -B deploy/grafana/dashboard.py > .engines/dashboard.json
+	@mv .engines/dashboard.json deploy/grafana/dashboards/stt-cascade.json
+
+monitoring-check: $(STAMP)  ## see every panel's data and the alerts in a Prometheus on real tiers
+	@echo "==> Monitoring"
+	@PYTHONPATH=tests $(BIN)/python -m deploy.live $(ARGS)
 
 try-units: $(STAMP)  ## run the units on hosts that systemd has booted, as docs/deploy.md tells
 	@echo "==> Units"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -18,11 +20,10 @@ import yaml
 from deploy import engines
 from deploy.shorten import FAST, Scale, shorten
 from stt_cascade.cli.child import HOST
-from stt_cascade.cli.stack import free_port
 
 PATIENCE_S = 60.0
 POLL_S = 0.25
-FIRST_PORT = 19_090
+RECORDED_AFTER = 3  # evaluations
 FILES = engines.ROOT / "deploy" / "prometheus"
 
 Found = TypeVar("Found")
@@ -38,7 +39,7 @@ class Server:
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], folder: Path) -> None:
-        self.port = free_port(FIRST_PORT)
+        self.port = _unused_port()
         self.url = f"http://{HOST}:{self.port}"
         self.log = folder / f"{name}.log"
         self._name = name
@@ -62,7 +63,8 @@ class Server:
                     *leash, *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
                 )
             started.push_async_callback(self._end)
-            await self.until(f"{self._name} is ready", self._ready)
+            await self.until(f"{self._name} is ready", self.ready)
+            await self.prepare()
             self._exit = started.pop_all()
         return self
 
@@ -85,6 +87,15 @@ class Server:
         answer.raise_for_status()
         return answer.json()
 
+    async def post(self, path: str, content: Any = None) -> None:
+        """Send it, as JSON.
+
+        Raises:
+            httpx2.HTTPStatusError: it refuses.
+        """
+        assert self._http is not None
+        (await self._http.post(path, json=content)).raise_for_status()
+
     async def until(
         self, what: str, ask: Callable[[], Awaitable[Found]], patience: float = PATIENCE_S
     ) -> Found:
@@ -102,12 +113,20 @@ class Server:
             await asyncio.sleep(POLL_S)
         return found
 
-    async def _ready(self) -> bool:
-        assert self._http is not None
+    async def ready(self) -> bool:
         try:
-            return (await self._http.get("/-/ready")).status_code == 200
+            return await self.text("/-/ready") is not None
         except httpx2.TransportError:
             return False
+
+    async def prepare(self) -> None:
+        """What is to be done before anybody may use it."""
+
+    async def text(self, path: str) -> str | None:
+        """What it answers; None if that is not 200."""
+        assert self._http is not None
+        answer = await self._http.get(path)
+        return answer.text if answer.status_code == 200 else None
 
     async def _end(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -140,7 +159,9 @@ class Prometheus(Server):
         key: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        shorten(FILES / "rules", folder / "rules", scale)
+        self._later = folder / "rules-later"
+        shorten(FILES / "rules", self._later, scale)
+        self._scraped = sum(len(targets[job]) for job in targets if job != "alertmanager")
         config = folder / "prometheus.yml"
         config.write_text(yaml.safe_dump(_configuration(key)), encoding="utf-8")
         if key is not None:
@@ -149,12 +170,36 @@ class Prometheus(Server):
         self._targets = folder / "targets" / "stt.yml"
         self._targets.parent.mkdir(exist_ok=True)
         self.aim(targets)
-        command = [engines.path("prometheus"), f"--config.file={config}"]
+        command: list[str | Path] = [
+            engines.path("prometheus"),
+            f"--config.file={config}",
+            "--web.enable-lifecycle",
+        ]
         command += [
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address={HOST}:{{port}}",
         ]
         super().__init__("prometheus", command, folder)
+
+    async def prepare(self) -> None:
+        """Load the rules once every target has been scraped.
+
+        It takes five seconds to find targets; alerts would fire meanwhile that nobody meant.
+        """
+        scraped = f"count(up) == {self._scraped}" if self._scraped else "vector(1)"
+        await self.data(scraped)
+        self._later.rename(self._later.with_name("rules"))
+        await self.post("/-/reload")
+        await self.until("the rules are evaluated", self._evaluated)
+
+    async def _evaluated(self) -> bool:
+        """Every group so often that its alerts are recorded; until then ALERTS has none."""
+        found = re.findall(
+            r"^prometheus_rule_group_iterations_total\{.*\} (\S+)$",
+            await self.text("/metrics") or "",
+            re.MULTILINE,
+        )
+        return bool(found) and min(map(float, found)) >= RECORDED_AFTER
 
     def aim(self, targets: Mapping[str, Sequence[str | Mapping[str, str]]]) -> None:
         """Scrape these from now on; it looks at the file by itself."""
@@ -224,6 +269,14 @@ class Prometheus(Server):
         match = "".join(f',{key}="{value}"' for key, value in labels.items())
         history = await self.query(f'last_over_time(ALERTS{{alertname="{name}"{match}}}[1h])')
         return {series["metric"]["alertstate"] for series in history}
+
+
+def _unused_port() -> int:
+    # Any one: of those that are counted up, two servers that start together would take the same.
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _configuration(key: str | None) -> dict[str, Any]:
