@@ -5,10 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy import engines
 from deploy.kubernetes import (
@@ -22,8 +24,8 @@ from deploy.kubernetes import (
     objects,
     render,
 )
-from deploy.kubernetes_objects import Object, pod, promises
-from pages import page_command
+from deploy.kubernetes_objects import Object, env_file, pod, promises
+from pages import page_command, typed
 
 ALL = {"all extras": CASES["all extras"]}
 ONE_POD = CASES["one pod"]
@@ -155,6 +157,12 @@ def one(things: list[Object], kind: str, name: str) -> Any:
     return found
 
 
+def named_secrets(tier: str, things: list[Object]) -> set[str]:
+    """The files that the tier's settings expect in its Secret."""
+    lines = env_file(tier, things).splitlines()
+    return {line.split("/secrets/")[1] for line in lines if "/secrets/" in line}
+
+
 def test_the_page_shows_how_to_look_at_a_change() -> None:
     """`helm template` as docs/deploy.md has it."""
     words = shlex.split(page_command("Kubernetes", "helm template"))
@@ -167,6 +175,41 @@ def test_the_page_shows_how_to_look_at_a_change() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "kind: ScaledObject" in done.stdout
+
+
+def test_the_values_that_the_page_sets_exist() -> None:
+    lines = [shlex.split(each.line) for each in typed("docs/deploy.md")]
+    upgrades = [words for words in lines if words[:2] == ["helm", "upgrade"]]
+    assert upgrades
+    for words in upgrades:
+        pairs = [pair for pair in pairwise(words) if pair[0].startswith("--")]
+        set_here = [word for flag, value in pairs if flag == "--set" for word in (flag, value)]
+        files = [
+            value for flag, value in pairs if flag == "--values" and value.startswith("deploy")
+        ]
+        assert rendered(*set_here, *(w for file in files for w in ("--values", Path(file).name)))
+
+
+def test_the_secrets_that_the_page_makes_have_the_files_that_the_settings_name(
+    tmp_path: Path,
+) -> None:
+    if "kubectl" in engines.missing():
+        pytest.skip("kubectl: `make check-deploy` installs it")
+    for name in ("caller.key", "fallback.key"):
+        (tmp_path / name).write_text("key\n")
+    for tier in ("primary", "fallback"):
+        begins = f"kubectl -n stt create secret generic stt-{tier}-keys"
+        line = next(t.line for t in typed("docs/deploy.md") if t.line.startswith(begins))
+        words = (*shlex.split(line)[1:], "--dry-run=client", "--output=yaml")
+        done = subprocess.run(
+            (engines.path("kubectl"), *words),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["data"].keys() == named_secrets(tier, rendered())
 
 
 def test_new_settings_roll_the_pods_and_new_keys_do_not() -> None:
@@ -187,9 +230,8 @@ def test_new_settings_roll_the_pods_and_new_keys_do_not() -> None:
 def test_the_files_of_a_secret_are_what_the_settings_name() -> None:
     things = rendered(*CASES["guarded metrics"])
     for tier in ("primary", "fallback"):
-        text = one(things, "ConfigMap", f"stt-{tier}-settings")["data"][f"stt_{tier}.env"]
-        named = {line.split("/secrets/")[1] for line in text.splitlines() if "/secrets/" in line}
-        assert named == one(things, "Secret", f"stt-{tier}-keys")["stringData"].keys()
+        files = one(things, "Secret", f"stt-{tier}-keys")["stringData"].keys()
+        assert files == named_secrets(tier, things)
 
 
 def test_large_numbers_arrive_as_they_are() -> None:

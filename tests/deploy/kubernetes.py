@@ -60,6 +60,7 @@ CASES: dict[str, Options] = {
     "fallback elsewhere": (
         *("--set", "fallback.enabled=false,primary.fallbackUrl=https://fallback.example.com"),
         *("--set", "monitors.enabled=true,keda.enabled=true"),
+        *("--set-json", 'networkPolicy.egress=[{"ports":[{"port":443}]}]'),
     ),
     "all the pod's values": (
         *("--set", "imagePullSecrets={registry},primary.priorityClassName=high"),
@@ -100,6 +101,8 @@ REFUSED: dict[str, str] = {
     "primary.resources.limits.memory=lots": "memory",
     "primary.surge=0": "update could not begin",
     "fallback.enabled=false": "fallbackUrl",
+    "primary.fallbackUrl=http://10.0.0.1:8082": "networkPolicy.egress",
+    "monitors.enabled=true,primary.keys.guardMetrics=true": "monitors.credentials",
     "primary.settings.MAX_CONCURRENCY=64": "RATE_LIMIT_BURST",
     "keda.enabled=true,keda.primary.max=100": "RATE_LIMIT_BURST",
     "keda.primary.min=7": "max is less than min",

@@ -30,6 +30,14 @@
 {{- fail (printf "%s: with surge and unavailable 0 an update could not begin" $tier) -}}
 {{- end -}}
 {{- end -}}
+{{- if and $values.primary.fallbackUrl $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
+{{- fail "primary.fallbackUrl is outside of the chart: networkPolicy.egress must let the primaries go there" -}}
+{{- end -}}
+{{- if and $values.monitors.enabled (or $values.primary.keys.guardMetrics $values.fallback.keys.guardMetrics) -}}
+{{- if not (and $values.monitors.credentials.name $values.monitors.credentials.key) -}}
+{{- fail "the metrics are guarded: monitors.credentials must say which Secret has a key of them" -}}
+{{- end -}}
+{{- end -}}
 {{- if $values.rollouts.enabled -}}
 {{- if lt (int (include "stt.scale" $primary | fromJson).min) 2 -}}
 {{- fail "rollouts: a canary among the primaries needs at least two of them" -}}
