@@ -277,6 +277,14 @@ def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: P
     assert "--gpus all" in make("start", "VARIANT=gpu")[1][-1]
 
 
+def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
+    (call,) = make("start", "TIERS=fallback", "BIND=0.0.0.0")[1]
+    assert "--publish 0.0.0.0:8082:8082" in call
+    (call,) = make("start", "TIERS=primary", f"CONFIGS={ROOT}/configs/container/gpu")[1]
+    assert "--name stt-primary" in call
+    assert "--publish 0.0.0.0:8081:8081" in call
+
+
 def test_the_keys_that_make_makes_fit_and_stay(make: Make, copy: Path) -> None:
     make(*page_command("Compose and images", "make secrets").split()[1:])
     secrets = copy / "secrets"
