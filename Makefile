@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy try-units format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy dashboard monitoring-check try-units \
+  format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +52,15 @@ check: $(STAMP)  ## lint, check the format and the types
 check-deploy: $(STAMP)  ## check what deploys the service with the engines that will read it
 	@echo "==> The deployment's files"
 	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
+
+# It takes what `make check-deploy` installs.
+dashboard:  ## draw the Grafana dashboard anew
+	@.engines/python/bin/python -B deploy/grafana/dashboard.py > .engines/dashboard.json
+	@mv .engines/dashboard.json deploy/grafana/dashboards/stt-cascade.json
+
+monitoring-check: $(STAMP)  ## see every panel's data and the alerts in a Prometheus on real tiers
+	@echo "==> Monitoring"
+	@PYTHONPATH=tests $(BIN)/python -m deploy.live $(ARGS)
 
 try-units: $(STAMP)  ## run the units on hosts that systemd has booted, as docs/deploy.md tells
 	@echo "==> Units"

