@@ -17,7 +17,7 @@ from deploy import engines, images
 from pages import ROOT, SRC, page_command
 
 MAKE = shutil.which("make") or "make"
-FILES = ("docker", "configs", "docker-compose.yml", ".env")
+FILES = ("docker", "configs", "deploy", "docker-compose.yml", ".env")
 
 
 def needs(*names: str) -> None:
@@ -114,6 +114,8 @@ def test_dockerfiles_that_part_company_are_found(copy: Path) -> None:
         ("prom/prometheus:v3.5.0", "prom/prometheus:latest", "has no version"),
         ("GF_SECURITY_ADMIN_PASSWORD__FILE", "GF_SECURITY_ADMIN_PASSWORD", "has a secret"),
         ("./configs/container/gpu", "./configs", "keys in it"),
+        ("./deploy/alertmanager:", "./deploy/alerts:", "which is not there"),
+        ("  alertmanager:\n    <<", "  alerts:\n    <<", "alertmanager is no service"),
     ],
 )
 def test_a_fault_in_compose_is_found(copy: Path, what: str, instead: str, said: str) -> None:
@@ -195,7 +197,6 @@ def make(copy: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
     In Docker's place is a script that knows which containers run.
     """
     shutil.copy(ROOT / "Makefile", copy)
-    shutil.copytree(ROOT / "deploy", copy / "deploy")
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
     docker.write_text(

@@ -99,6 +99,7 @@ def check(folder: Path, report: Report) -> None:
         report("is", True, docker("version", "--format", "{{.Server.Version}}"))
         for tier in TIERS:
             docker("load", "--quiet", "--input", str(archive(tier)))
+            archive(tier).unlink()
             docker("tag", f"stt-{tier}:1.0-cpu", f"stt-{tier}:1.1-cpu")
         copy = folder / "checkout"
         for name in NEEDED:
