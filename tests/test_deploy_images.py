@@ -15,6 +15,7 @@ import pytest
 
 from deploy import engines, images
 from pages import ROOT, SRC, page_command
+from running import Tiers
 
 MAKE = shutil.which("make") or "make"
 FILES = ("docker", "configs", "deploy", "docker-compose.yml", ".env")
@@ -334,6 +335,28 @@ def test_make_stops_the_primary_first(make: Make) -> None:
         "stop stt-fallback",
         "rm stt-fallback",
     ]
+
+
+# Health
+
+
+def asked(port: int, *path: str) -> int:
+    """What the health check of an image ends with."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docker/health.py", str(port), *path],
+        env={"http_proxy": "http://127.0.0.1:1"},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
+
+
+def test_the_health_check_tells_well_from_not_well_and_asks_no_proxy(tiers: Tiers) -> None:
+    port = int(tiers.fallback().url.rpartition(":")[2])
+    assert asked(port) == 0
+    assert asked(port, "/v1/ready") == 0
+    assert asked(port, "/v1/nothing") == 1
+    assert asked(1) == 1
 
 
 # What is installed
