@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy format lock clean
+.PHONY: help demo up test faults fuzz audit check check-deploy dashboard monitoring-check try-units \
+  format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,19 +53,38 @@ check-deploy: $(STAMP)  ## check what deploys the service with the engines that 
 	@echo "==> The deployment's files"
 	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
 
+# It takes what `make check-deploy` installs.
+dashboard:  ## draw the Grafana dashboard anew
+	@.engines/python/bin/python -B deploy/grafana/dashboard.py > .engines/dashboard.json
+	@mv .engines/dashboard.json deploy/grafana/dashboards/stt-cascade.json
+
+monitoring-check: $(STAMP)  ## see every panel's data and the alerts in a Prometheus on real tiers
+	@echo "==> Monitoring"
+	@PYTHONPATH=tests $(BIN)/python -m deploy.live $(ARGS)
+
+try-units: $(STAMP)  ## run the units on hosts that systemd has booted, as docs/deploy.md tells
+	@echo "==> Units"
+	@$(BIN)/python -m pytest tests/deploy/try_units.py $(ARGS)
+
 format: $(STAMP)  ## format the code, mend what ruff can mend
 	@echo "==> ruff"
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
 # Other indexes of this machine must not decide what everybody installs.
-lock: $(STAMP)  ## write requirements.txt anew; UPGRADE=1 takes newer versions
+COMPILE = env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
+  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
+  --generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+# The images' packages are some of those that the tests run with: the same versions, the same files.
+lock: $(STAMP)  ## write requirements*.txt anew; UPGRADE=1 takes newer versions
 	@echo "==> Locking pyproject.toml into requirements.txt"
-	@printf '%s\n' $(TOOLCHAIN) | \
-	  env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
-	  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
-	  --generate-hashes --extra dev --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
-	  pyproject.toml - -o requirements.txt
+	@printf '%s\n' $(TOOLCHAIN) | $(COMPILE) --extra dev pyproject.toml - -o requirements.txt
+	@echo "==> Of these, what the images have: requirements-cpu.txt, -gpu.txt, and to build them -build.txt"
+	@echo pip | $(COMPILE) --extra server --constraint requirements.txt pyproject.toml - -o requirements-cpu.txt
+	@echo pip | $(COMPILE) --extra server --extra gpu --constraint requirements.txt pyproject.toml - \
+	  -o requirements-gpu.txt
+	@printf '%s\n' pip hatchling | $(COMPILE) --constraint requirements.txt - -o requirements-build.txt
 
 clean:  ## remove .venv and all that tools left; models/ stays
 	@echo "==> Removing .venv, caches and builds"
@@ -80,3 +100,5 @@ $(STAMP): requirements.txt pyproject.toml
 	  | awk '/^Collecting /{printf "%s ", $$2; fflush()} /^Installing collected/{printf "\n==> Unpacking them\n"; fflush()}'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+include deploy/docker.mk

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -47,15 +48,50 @@ def named(page: str, under: str, table: int = 0) -> list[str]:
     return [code for row in rows(page, under, table) for code in codes(row[0])]
 
 
-def shell_lines() -> list[str]:
-    """Every command that a page tells to type, continuation lines joined."""
-    return [
-        line.removeprefix("$ ")
-        for page in PAGES
-        for text in blocks(page, "console")
-        for line in text.replace("\\\n", " ").splitlines()
-        if line.startswith("$ ")
-    ]
+@dataclass(frozen=True)
+class Typed:
+    """A command that a page tells to type, continuation lines joined.
+
+    Attributes:
+        section: the heading of second order above it.
+        needs: what the remark `# needs ...` above it, in its block, says that it takes; else empty.
+    """
+
+    page: str
+    section: str
+    line: str
+    needs: str
+
+
+def typed(page: Path | str) -> Iterator[Typed]:
+    """Every command of a page, in order."""
+    section, needs, fence = "", "", None
+    for line in (ROOT / page).read_text().replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fence, needs = (line.removeprefix("```") if fence is None else None), ""
+        elif fence is None and line.startswith("## "):
+            section = line.removeprefix("## ")
+        elif fence == "console" and line.startswith("# needs "):
+            needs = line.removeprefix("# needs ")
+        elif fence == "console" and line.startswith("$ "):
+            name = str((ROOT / page).relative_to(ROOT))
+            yield Typed(name, section, line.removeprefix("$ "), needs)
+
+
+def shell_lines(pages: Iterable[Path] = PAGES) -> list[str]:
+    """Every command that these pages tell to type."""
+    return [each.line for page in pages for each in typed(page)]
+
+
+def page_command(section: str, begins: str, page: str = "docs/deploy.md") -> str:
+    """The one command of that section that is this or begins so, for a test that runs it.
+
+    `test_docs_deploy.py` looks these calls up in the tests' source: their words are literals.
+    """
+    lines = {each.line for each in typed(page) if each.section == section}
+    found = lines & {begins} or {line for line in lines if line.startswith(begins)}
+    assert len(found) == 1, f"{page}, {section}: {len(found)} commands begin with {begins!r}"
+    return found.pop()
 
 
 def mentions() -> Iterator[tuple[str, str]]:

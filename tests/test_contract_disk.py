@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from fakes import FakeEngine
+from pages import SRC
 from running import Tiers
 from tones import encoded, tone, wav
 
@@ -79,3 +81,15 @@ def test_uploads_are_never_written_anywhere(tiers: Tiers, watch: Watch) -> None:
     # the clip before the watch, the six windows of the long one, and two more
     assert len(fallback.fake.heard) == 1 + 6 + 2
     assert watch.seen == []
+
+
+def test_no_library_keeps_anything_of_its_own_or_tells_its_makers(tmp_path: Path) -> None:
+    """What onnxruntime would send waits in a file of the user's cache, beside the machine's id."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from stt_cascade.audio import speech; speech.warm_up()"],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(SRC)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []

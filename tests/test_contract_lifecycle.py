@@ -290,6 +290,25 @@ def test_a_second_signal_ends_a_tier_at_once(
         begun.result(PATIENCE)
 
 
+def test_systemd_hears_of_a_stop_before_the_work_is_done(
+    start: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        tier = start()
+        begun = tier.begin()
+        tier.wait_for_an_inference()
+        tier.process.send_signal(signal.SIGTERM)
+        while b"STOPPING=1" not in systemd.recv(4096):
+            assert tier.process.poll() is None
+        assert not begun.done()
+        tier.let_go()
+        assert begun.result(PATIENCE).status_code == 200
+        assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
+
+
 def test_an_idle_tier_ends_at_once(start: Callable[..., Process]) -> None:
     tier = start(DRAIN_TIMEOUT_S=600)
     tier.process.send_signal(signal.SIGTERM)

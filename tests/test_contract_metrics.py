@@ -44,6 +44,10 @@ PROMISED = {
     "stt_in_flight_audio_seconds": ("gauge", set()),
     "stt_oldest_inference_seconds": ("gauge", set()),
     "stt_rate_limit_fullest_ratio": ("gauge", set()),
+    "stt_process_rss_mb": ("gauge", set()),
+    "stt_max_concurrency": ("gauge", set()),
+    "stt_max_queue": ("gauge", set()),
+    "stt_infer_timeout_seconds": ("gauge", set()),
     "stt_slo_request_seconds": ("histogram", set()),
 }
 LABEL_VALUES = {
@@ -226,3 +230,16 @@ def test_the_gauges_show_work_and_queue(tiers: Tiers) -> None:
     assert tier.metric("stt_oldest_inference_seconds") > 0
     engine.let_go()
     assert [first.result().status_code, second.result().status_code] == [200, 200]
+
+
+def test_limits_are_there_to_compare_the_gauges_with(tiers: Tiers) -> None:
+    tier = tiers.fallback(max_concurrency=3, infer_timeout_s=7)
+    assert tier.metric("stt_max_concurrency") == 3
+    assert tier.metric("stt_max_queue") == 24
+    assert tier.metric("stt_infer_timeout_seconds") == 7
+
+
+def test_the_process_s_memory_is_that_of_the_snapshot(tiers: Tiers) -> None:
+    tier = tiers.fallback()
+    said = tier.get("/v1/metrics").json()["process"]["rss_mb"]
+    assert tier.metric("stt_process_rss_mb") == pytest.approx(said, rel=0.1)

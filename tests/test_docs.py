@@ -54,9 +54,12 @@ from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
     *("CONFIG_PATH", "STT_URL", "STT_API_KEY", "LD_LIBRARY_PATH"),
+    # systemd's
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "EXTEND_TIMEOUT_USEC"),
     *("STT_SMOKE_URL", "STT_SMOKE_KEY"),
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("COMPOSE_PROFILES", "FALLBACK_GPU"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
 REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent"}
@@ -360,7 +363,8 @@ def test_every_documented_call_of_a_command_is_possible() -> None:
 
 
 def test_every_make_target_has_a_row_and_no_other_is_named() -> None:
-    targets = re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = (ROOT / "Makefile").read_text() + (ROOT / "deploy/docker.mk").read_text()
+    targets = re.findall(r"^([a-z][\w-]*):(?!=)", text, re.MULTILINE)
     assert {f"make {target}" for target in targets} == set(
         named("CONTRIBUTING.md", "## The targets")
     )
@@ -385,7 +389,9 @@ def test_the_documented_tiers_start_from_files_that_are_there() -> None:
 
 
 def test_the_documented_requests_are_possible(app: FastAPI) -> None:
-    lines = [line for line in shell_lines() if line.startswith("curl ")]
+    # The commands of this page are run, by the tests that test_docs_deploy.py knows.
+    pages = [page for page in PAGES if page != ROOT / "docs/deploy.md"]
+    lines = [line for line in shell_lines(pages) if line.startswith("curl ")]
     assert any("samples/" in line for line in lines)
     keys = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env").api_keys
     for line in lines:

@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 from faults.lab import Lab
 from faults.stub import Stub
 from faults.tiers import Tier
-from stt_cascade.measure.capacity import Quantiles, Summary, advise, knee, summarize, sustained
+from stt_cascade.measure.capacity import (
+    Quantiles,
+    Summary,
+    advise,
+    holdup,
+    knee,
+    summarize,
+    sustained,
+)
 from stt_cascade.measure.load import Call, Generator, Step, arrivals, step
 from stt_cascade.measure.load_report import doubts
 from stt_sdk import OverloadedError, STTClient
@@ -86,6 +94,37 @@ def test_the_settings_come_with_the_sum_behind_them() -> None:
     assert advice["RATE_LIMIT_RPS (fallback)"].value == "45"  # 40 x 25 % x 3 x 1.5
     assert advice["RATE_LIMIT_BURST (fallback)"].value == "90"
     assert "40.00 clips/s x 25% escalated x 3" in advice["RATE_LIMIT_RPS (fallback)"].because
+
+
+def test_a_queue_may_be_as_long_as_the_primary_alone_is_in_time() -> None:
+    """An escalated clip waits for the fallback as well; refusing others would not help it."""
+    steps = [summary(1, 10, primary=Quantiles(0.1, 0.25, 0.3, 0.3), total=Quantiles(1, 2, 3, 3))]
+    advice = {one.setting: one for one in advise(steps, slots=2, slo=1.0, replicas=1)}
+    assert advice["MAX_QUEUE"].value == "7"  # 10 a second x (1.0 - 0.25)
+
+
+def p95(seconds: float) -> Quantiles:
+    return Quantiles(seconds, seconds, seconds, seconds)
+
+
+@pytest.mark.parametrize(
+    ("queue", "fallback", "tier", "grown", "other"),
+    [(0.1, 6.0, "fallback", 5.0, 0.1), (3.0, 1.2, "primary", 3.0, 0.2)],
+)
+def test_the_tier_that_is_waited_for_is_named(
+    queue: float, fallback: float, tier: str, grown: float, other: float
+) -> None:
+    stages = {"primary": p95(0.3)}
+    steps = [
+        summary(1, 3, queue=p95(0), fallback=p95(1.0), **stages),
+        summary(8, 5, queue=p95(queue), fallback=p95(fallback), **stages),
+        summary(16, 4, queue=p95(9), fallback=p95(9), **stages),
+    ]
+    found = holdup(steps)
+    assert found is not None
+    assert (found.tier, found.callers, found.alone) == (tier, 8, 1)
+    assert (found.seconds, found.other) == pytest.approx((grown, other))
+    assert holdup(steps[:1]) is None
 
 
 def test_slots_that_are_the_limit_themselves_are_not_lowered() -> None:

@@ -9,3 +9,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # NumPy computes the log-mel alone, in a few milliseconds; threads of its own for that get in the
 # way of the inferences, which have all cores already.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The runtime of the speech detection would else tell its makers how it is used, and keep an
+# identifier of this machine in the user's cache.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

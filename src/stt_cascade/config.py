@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import sys
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -22,6 +23,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 MIB = 1024 * 1024
 # What a multipart body may hold besides the file: boundaries, part headers, the other fields.
 ENVELOPE_BYTES = 64 * 1024
+
+# What an image's build writes: one line, the commit that it was built from.
+COMMIT_FILE = Path(sys.prefix) / "COMMIT"
 
 ComputeType = Literal[
     "auto",
@@ -318,6 +322,8 @@ def load(model: type[Config], path: Path | None = None) -> Config:
             lines[binding.key] = line
             if binding.value.strip():  # KEY= leaves the default in force
                 values[binding.key] = binding.value.strip()
+    if "SERVER_COMMIT" not in values and (commit := _built_from()):
+        values["SERVER_COMMIT"] = commit
     try:
         config = model(**values)  # type: ignore[arg-type]  # pydantic converts the strings
     except ValidationError as error:
@@ -335,6 +341,21 @@ def load(model: type[Config], path: Path | None = None) -> Config:
         )
     config._source = path
     return config
+
+
+def _built_from() -> str:
+    """The commit that this environment was built from; empty if its build did not say.
+
+    Raises:
+        ConfigError: the file that says it cannot be read.
+    """
+    try:
+        return COMMIT_FILE.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{COMMIT_FILE}: {reason}") from None
 
 
 def fields(model: type[TierConfig]) -> dict[str, FieldInfo]:

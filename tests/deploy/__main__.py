@@ -11,10 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import engines
+from deploy import engines, images, monitoring, systemd
 
 # One a kind of file. Each gives a line a finding, which begins with the file.
-CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {}
+CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "images": images.check,
+    "monitoring": monitoring.check,
+    "systemd": systemd.check,
+}
 
 
 def say(text: str) -> None:

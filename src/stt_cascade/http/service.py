@@ -23,6 +23,7 @@ from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
+from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
 from stt_cascade.telemetry import process
 from stt_cascade.telemetry.gpu import Gpu
@@ -58,6 +59,7 @@ class Service:
             lambda: self.tier.slots.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
         )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
+        self._supervisor = Supervisor()
         self._load = load
         self._own_pools = pools is None
         self._pools = pools or DecoderPools.make()
@@ -106,6 +108,8 @@ class Service:
             stack.push_async_callback(self.tier.close)
             watching = asyncio.create_task(self.secrets.watch())
             stack.callback(watching.cancel)
+            telling = asyncio.create_task(self._supervisor.keep_telling(lambda: self.state))
+            stack.callback(telling.cancel)
             stack.enter_context(self.watchdog.watching())
             stack.enter_context(self.stop.on_signals())
             self._load_in_thread()
@@ -116,6 +120,7 @@ class Service:
         if not self.draining:
             self.draining = True
             log.info("draining")
+            self._supervisor.stopping(self.config.drain_timeout_s)
             self.tier.drain()
             self.uploads.drain()
 
@@ -185,6 +190,20 @@ class Service:
                     "Whether the circuit breaker keeps calls from the fallback.",
                     lambda: fallback is not None and fallback.breaker.state != "closed",
                 ),
+                "stt_process_rss_mb": (
+                    "Memory of the process and its decoding processes, MB.",
+                    process.rss_mb,
+                ),
+                # Settings that alerts and dashboards compare the above with.
+                "stt_max_concurrency": ("Slots.", lambda: slots.size),
+                "stt_max_queue": (
+                    "Requests that may wait for a slot.",
+                    lambda: self.config.queue_limit,
+                ),
+                "stt_infer_timeout_seconds": (
+                    "How long an inference may take before the tier counts as wedged.",
+                    lambda: self.config.infer_timeout_s,
+                ),
             },
             build={
                 "version": __version__,
@@ -222,10 +241,15 @@ class Service:
                 load_s=round(time.monotonic() - began, 1),
             )
             if not loop.is_closed():
-                loop.call_soon_threadsafe(setattr, self.tier, "engine", engine)
+                loop.call_soon_threadsafe(self._loaded, engine)
 
         # A daemon: a stop during the load must not wait for it.
         threading.Thread(target=load, name="load", daemon=True).start()
+
+    def _loaded(self, engine: Engine) -> None:
+        self.tier.engine = engine
+        if not self.draining:
+            self._supervisor.ready()
 
 
 def _tracing(config: TierConfig) -> Tracing | None:

@@ -178,6 +178,45 @@ def sustained(steps: Sequence[Summary], slo: float) -> Summary | None:
 
 
 @dataclass(frozen=True)
+class Holdup:
+    """The tier for which clips wait longer under load.
+
+    Attributes:
+        callers, alone: at once, where it was seen, and the fewest there were.
+        seconds: more at the p95; `other`: of the other tier.
+    """
+
+    tier: str
+    callers: float
+    alone: float
+    seconds: float
+    other: float
+
+
+def holdup(steps: Sequence[Summary]) -> Holdup | None:
+    """What the service lacks when it gives most; None: neither tier takes longer than alone."""
+    closed = [step for step in steps if step.kind == "closed" and step.total is not None]
+    if not closed:
+        return None
+    alone = min(closed, key=lambda step: step.level)
+    best = max(closed, key=lambda step: step.throughput)
+
+    def grown(*stages: str) -> float:
+        return sum(_stage_p95(best, stage) - _stage_p95(alone, stage) for stage in stages)
+
+    grew = {"primary": grown("queue", "primary"), "fallback": grown("fallback")}
+    tier, other = sorted(grew, key=lambda each: grew[each], reverse=True)
+    if alone.total is None or grew[tier] <= 0.1 * alone.total.p95:
+        return None
+    return Holdup(tier, best.level, alone.level, grew[tier], max(0.0, grew[other]))
+
+
+def _stage_p95(step: Summary, stage: str) -> float:
+    found: Quantiles | None = getattr(step, stage)
+    return 0.0 if found is None else found.p95
+
+
+@dataclass(frozen=True)
 class Advice:
     """A setting, and the sum behind it."""
 
@@ -197,15 +236,18 @@ def advise(
     best = max(closed, key=lambda step: step.throughput)
     advice = [_slots(at, slots, best)]
     one = min(closed, key=lambda step: step.level)
-    alone = one.total.p95 if one.total else 0.0
+    # An escalated clip may be late already; what the queue may cost is for the others.
+    stage = one.primary or one.total
+    alone = stage.p95 if stage else 0.0
     room = max(0.0, slo - alone)
     queue = max(1, math.floor(best.throughput * room))
     advice.append(
         Advice(
             "MAX_QUEUE",
             str(queue),
-            f"{best.throughput:.2f} clips/s x ({slo:g} s of the SLO - {alone:.2f} s, the p95 at "
-            f"{one.level:g} at once) = {best.throughput * room:.1f}: who waits longer is late",
+            f"{best.throughput:.2f} clips/s x ({slo:g} s of the SLO - {alone:.2f} s, the p95 of an "
+            f"inference at {one.level:g} at once) = {best.throughput * room:.1f}: who waits longer "
+            "is late",
         )
     )
     rate = best.throughput * best.escalated * replicas

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stt_cascade.measure.capacity import LITTLES_TOLERANCE, Advice, Quantiles, Summary, knee
+from stt_cascade.measure.capacity import (
+    LITTLES_TOLERANCE,
+    Advice,
+    Quantiles,
+    Summary,
+    knee,
+    sustained,
+)
 from stt_cascade.measure.page import Page, plot
 
 if TYPE_CHECKING:
@@ -76,8 +83,12 @@ def doubts(steps: Sequence[Summary]) -> list[str]:
     return found
 
 
-def picture(steps: Sequence[Summary]) -> Figure:
-    """Throughput and latency against callers, and latency against arrivals."""
+def picture(steps: Sequence[Summary], slo: float) -> Figure:
+    """Throughput and latency against callers, and latency against arrivals.
+
+    Args:
+        slo: the p95 that callers want, s.
+    """
     closed = [step for step in steps if step.kind == "closed"]
     opened = [step for step in steps if step.kind == "open" and not step.late]
     figure, axes = plot(2 + bool(opened), 3.2)
@@ -93,20 +104,32 @@ def picture(steps: Sequence[Summary]) -> Figure:
             each.annotate(
                 f"knee: {at:g}", (at, 0), (4, 4), textcoords="offset points", color="tab:red"
             )
+    held = sustained(steps, slo)
     if opened:
         _latency(axes[2], opened, "calls a second", "What callers wait who do not wait for others")
+    for each in axes[1:]:
+        each.axhline(slo, color="tab:green", ls="--", lw=1, label=f"SLO, p95 of {slo:g} s")
+        each.legend(fontsize=8)
+    if held is not None:
+        axes[2].axvline(held.level, color="tab:green", ls="--", lw=1)
     return figure
 
 
 def page(
-    steps: Sequence[Summary], advice: Sequence[Advice], verdict: str, *, good: bool, title: str
+    steps: Sequence[Summary],
+    advice: Sequence[Advice],
+    verdict: str,
+    *,
+    slo: float,
+    good: bool,
+    title: str,
 ) -> Page:
     """The whole report."""
     made = Page(title)
     made.verdict(verdict, good=good)
     for doubt in doubts(steps):
         made.text(f"Caution: {doubt}.")
-    made.figure(picture(steps), "Throughput and latency by load")
+    made.figure(picture(steps, slo), "Throughput and latency by load")
     made.heading("Settings")
     made.table(
         ("setting", "value", "because"), [(one.setting, one.value, one.because) for one in advice]
@@ -126,7 +149,6 @@ def _latency(axes: Axes, steps: Sequence[Summary], label: str, title: str) -> No
         if stages:
             axes.plot(*zip(*stages, strict=True), lw=1, color=color, label=f"{name}, p95")
     axes.set(xlabel=label, ylabel="s", title=title, ylim=(0, None))
-    axes.legend(fontsize=8)
 
 
 def _p95(stage: Quantiles | None) -> str:

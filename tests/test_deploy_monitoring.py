@@ -1,0 +1,388 @@
+"""The checks of the monitoring's files: they find what is wrong with a copy of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import dashboards, engines, monitoring
+from deploy.alertmanager import Alertmanager
+from deploy.prometheus import Prometheus
+from deploy.shorten import FAST, seconds, shorten
+from pages import codes, page_command, rows
+from servers import serving
+
+RULES = "deploy/prometheus/rules"
+ALERTS = f"{RULES}/alerts.yml"
+SLO = f"{RULES}/slo.yml"
+TESTS = "deploy/prometheus/tests/alerts.yml"
+TARGETS = "deploy/prometheus/targets/stt.yml"
+PAGE = "docs/deploy.md"
+ROUTES = "deploy/alertmanager/alertmanager.yml"
+BOARD = "deploy/grafana/dashboards/stt-cascade.json"
+DRAWN = "deploy/grafana/callers.py"
+SOURCES = "deploy/grafana/provisioning/datasources/prometheus.yml"
+NAMES = """SttHighTailLatency SttFallbackFailureSpike SttIngress5xx SttGpuSaturated
+SttAvailabilityBudgetBurn SttLatencyBudgetBurn SttFallbackBudgetBurn SttQueueGrows SttBreakerOpen
+SttEngineWedged SttDisagreementDrift SttKeyNearRateLimit SttAlwaysFallingBack SttTierDown
+SttMemoryGrows SttGpuMemoryFull"""
+
+Part = Callable[[Path], Iterator[str]]
+# What: who finds it, in which file, what is there, what is planted, what is said of it.
+MISTAKES: dict[str, tuple[Part, str, str, str, str]] = {
+    "a setting that Prometheus does not have": (
+        monitoring.configuration,
+        "deploy/prometheus/prometheus.yml",
+        "job_name:",
+        "job_nam:",
+        "job_nam",
+    ),
+    "an expression that is none": (
+        monitoring.configuration,
+        ALERTS,
+        "[10m]) >",
+        "[10m) >",
+        "alerts.yml",
+    ),
+    "a time that is none": (monitoring.configuration, SLO, "for: 2m", "for: soon", "slo.yml"),
+    "a tier that nobody scrapes": (
+        monitoring.configuration,
+        TARGETS,
+        "job: stt-fallback",
+        "job: stt-falback",
+        "no target of the job stt-fallback",
+    ),
+    "a rule that no longer does what its test says": (
+        monitoring.rule_tests,
+        f"{RULES}/canary.yml",
+        ">= 50",
+        ">= 5",
+        "canary.yml",
+    ),
+    "an alert that nobody would hear": (
+        monitoring.alerts,
+        ALERTS,
+        "severity: page",
+        "severity: loud",
+        "alerts.yml",
+    ),
+    "an alert that is never pending": (
+        monitoring.alerts,
+        ALERTS,
+        "        for: 5m\n",
+        "",
+        "no “for”",
+    ),
+    "an alert without a summary": (
+        monitoring.alerts,
+        ALERTS,
+        "summary:",
+        "sumary:",
+        "no summary",
+    ),
+    "an alert with another's page": (
+        monitoring.alerts,
+        ALERTS,
+        "runbooks/breaker-open",
+        "runbooks/tier-down",
+        "breaker-open.md, not",
+    ),
+    "an alert that no test sees firing": (
+        monitoring.alerts,
+        TESTS,
+        'ALERTS{alertname="SttGpuSaturated", alertstate="firing"}',
+        'up{alertname="SttGpuSaturated"}',
+        "none in which SttGpuSaturated (ticket) fires",
+    ),
+    "an alert that no test sees quiet": (
+        monitoring.alerts,
+        TESTS,
+        'ALERTS{alertname="SttGpuSaturated"}',
+        'up{alertname="SttGpuSaturated"}',
+        "SttGpuSaturated (ticket) does not fire",
+    ),
+    "a setting that Alertmanager does not have": (
+        monitoring.routes,
+        ROUTES,
+        "group_wait:",
+        "group_wail:",
+        "group_wail",
+    ),
+    "a route that nothing takes": (
+        monitoring.routes,
+        ROUTES,
+        '[severity="page"]\n      receiver',
+        '[severity="pge"]\n      receiver',
+        "goes elsewhere",
+    ),
+    "a file that gives Grafana nothing": (
+        monitoring.grafana,
+        SOURCES,
+        "datasources:",
+        "sources:",
+        "no datasources",
+    ),
+    "a dashboard changed by hand": (
+        dashboards.stale,
+        BOARD,
+        "Throughput",
+        "Throughputs",
+        "make dashboard",
+    ),
+    "a program that was changed, and the dashboard not": (
+        dashboards.stale,
+        DRAWN,
+        "Throughput",
+        "Throughputs",
+        "make dashboard",
+    ),
+    "a program that draws nothing": (
+        dashboards.stale,
+        DRAWN,
+        "figure(",
+        "figurine(",
+        "cannot be drawn",
+    ),
+    "a metric that nobody exports": (
+        dashboards.unanswerable,
+        BOARD,
+        "stt_queue_depth{",
+        "stt_queue_dept{",
+        "stt_queue_dept",
+    ),
+    "a query that is none": (
+        dashboards.unanswerable,
+        BOARD,
+        "rate(stt_requests_total",
+        "rate((stt_requests_total",
+        "parenthesis",
+    ),
+    "a variable that there is not": (
+        dashboards.unanswerable,
+        BOARD,
+        "[$__rate_interval]",
+        "[$__rate]",
+        "$__rate",
+    ),
+    "a value that a label never has": (
+        dashboards.unanswerable,
+        BOARD,
+        'result=\\"failed\\"',
+        'result=\\"faild\\"',
+        "never result=faild",
+    ),
+    "a rule with a label that its metric lacks": (
+        dashboards.unanswerable,
+        ALERTS,
+        'reason="overloaded"',
+        'cause="overloaded"',
+        "no label cause",
+    ),
+    "a rule with a value among many": (
+        dashboards.unanswerable,
+        SLO,
+        "internal|",
+        "intern|",
+        "never type=intern",
+    ),
+    "a bucket that there is not": (
+        dashboards.unanswerable,
+        SLO,
+        'le="1.0"',
+        'le="1"',
+        "never le=1",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    needed = ("prometheus", "promtool", "amtool", "promql-parser", "grafana-foundation-sdk")
+    for name in needed:
+        try:
+            engines.path(name)
+        except engines.MissingEngine as missing:
+            pytest.skip(str(missing))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of what is checked."""
+    for folder in ("prometheus", "alertmanager", "grafana"):
+        shutil.copytree(engines.ROOT / "deploy" / folder, tmp_path / "deploy" / folder)
+    return tmp_path
+
+
+def plant(root: Path, file: str, right: str, wrong: str) -> None:
+    path = root / file
+    text = path.read_text(encoding="utf-8")
+    assert right in text, f"{file} has no {right}"
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+
+
+def told(findings: Iterable[str]) -> str:
+    return "\n".join(findings)
+
+
+def test_nothing_is_wrong_with_the_files_themselves() -> None:
+    assert told(monitoring.check(engines.ROOT)) == ""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_found(root: Path, mistake: str) -> None:
+    part, file, right, wrong, says = MISTAKES[mistake]
+    if part is dashboards.stale and sys.version_info < (3, 11):
+        pytest.skip("grafana-foundation-sdk takes Python 3.11")
+    plant(root, file, right, wrong)
+    if part is monitoring.rule_tests:  # the others take their time
+        for tests in (root / "deploy/prometheus/tests").glob("*.yml"):
+            if tests.name != Path(file).name:
+                tests.unlink()
+    assert says in told(part(root))
+
+
+def test_a_missing_runbook_is_found_once_there_are_some(root: Path) -> None:
+    assert told(monitoring.alerts(root)) == ""
+    (root / "docs" / "runbooks").mkdir(parents=True)
+    assert "there is no docs/runbooks/ingress-5xx.md" in told(monitoring.alerts(root))
+
+
+def test_files_that_cannot_be_read_are_findings_too(root: Path) -> None:
+    plant(root, ALERTS, "groups:", "groups: [")
+    (root / BOARD).unlink()
+    shutil.rmtree(root / "deploy/prometheus/tests")
+    found = told(monitoring.check(root))
+    assert "alerts.yml" in found
+    assert "stt-cascade.json" in found
+
+
+def test_there_is_an_alert_for_everything_that_was_promised() -> None:
+    assert {rule["alert"] for _, rule in dashboards.rules(engines.ROOT) if "alert" in rule} == set(
+        NAMES.split()
+    )
+
+
+def test_the_specification_s_expressions_are_kept() -> None:
+    spec = {
+        rule["alert"]: rule["expr"] for _, rule in dashboards.rules(engines.ROOT) if "alert" in rule
+    }
+    assert spec["SttFallbackFailureSpike"] == 'rate(stt_fallback_total{result="failed"}[5m]) > 0.5'
+    assert spec["SttGpuSaturated"] == "avg_over_time(stt_gpu_utilization_pct[10m]) > 90"
+    assert spec["SttIngress5xx"] == (
+        'sum(rate(http_requests_total{status=~"5..", app="stt-primary"}[5m])) > 1'
+    )
+
+
+def test_shorter_rules_differ_in_their_times_alone(tmp_path: Path) -> None:
+    source = engines.ROOT / RULES
+    written = shorten(source, tmp_path)
+    assert [file.name for file in written] == sorted(file.name for file in source.glob("*.yml"))
+    times = re.compile(r"(?<=[\[:])\d+[smhdw]|(?<=offset )\d+[smhdw]")
+    for file in written:
+        groups = yaml.safe_load(file.read_text())["groups"]
+        before = yaml.safe_load((source / file.name).read_text())["groups"]
+        for old, new in zip(before, groups, strict=True):
+            assert "interval" not in new
+            for was, rule in zip(old["rules"], new["rules"], strict=True):
+                shown = times.findall(rule["expr"])
+                assert all(FAST.least <= seconds(each) <= FAST.most for each in shown)
+                assert times.sub("", rule["expr"]) == times.sub("", was["expr"])
+                assert seconds(rule.get("for", "3s")) <= FAST.most
+                assert {**was, "expr": "", "for": ""} == {**rule, "expr": "", "for": ""}
+
+
+def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
+    primary = {"job": "stt-primary", "instance": "p1"}
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
+        {"alertname": "SttBreakerOpen", "severity": "page", **primary},
+        {"alertname": "SttFallbackFailureSpike", "severity": "page", **primary},
+        {"alertname": "SttGpuSaturated", "severity": "ticket", "job": "stt-fallback"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary"},
+        {"alertname": "SttKeyNearRateLimit", "severity": "ticket", **primary},
+    ]
+
+    async def heard() -> set[tuple[str, str]]:
+        async with Alertmanager(tmp_path) as alertmanager:
+            await alertmanager.tell(alerts)
+
+            async def quiet() -> list[dict[str, Any]]:
+                found = await alertmanager.alerts()
+                known = [one for one in found if one["status"]["state"] != "unprocessed"]
+                return known if len(known) == len(alerts) else []
+
+            found = await alertmanager.until("it knows all of them", quiet)
+            return {
+                (one["labels"]["alertname"], one["receivers"][0]["name"])
+                for one in found
+                if not one["status"]["inhibitedBy"]
+            }
+
+    assert asyncio.run(heard()) == {
+        ("SttTierDown", "page"),
+        ("SttLatencyBudgetBurn", "page"),
+        ("SttKeyNearRateLimit", "ticket"),
+    }
+
+
+def test_an_alert_comes_and_goes_in_a_real_prometheus(tmp_path: Path) -> None:
+    broken = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        status = b"500 Broken" if broken.is_set() else b"200 OK"
+        writer.write(b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
+        await writer.drain()
+
+    async def watched() -> None:
+        async with serving(handle) as server:
+            there = [f"127.0.0.1:{server.port}"]
+            targets = {"stt-primary": there, "stt-fallback": there}
+            async with Prometheus(tmp_path, targets) as prometheus:
+                assert await prometheus.alerts() == []
+                broken.set()
+                firing = await prometheus.alert(
+                    "SttTierDown", "firing", severity="page", job="stt-primary"
+                )
+                assert firing["annotations"]["summary"] == "No stt-primary can be scraped"
+                broken.clear()
+                await prometheus.alert("SttTierDown", "resolved")
+                states = await prometheus.went_through("SttTierDown", severity="page")
+                assert states == {"pending", "firing"}
+
+    asyncio.run(watched())
+
+
+def test_the_page_s_table_has_every_alert_and_who_hears_of_it() -> None:
+    heard: dict[str, set[str]] = {}
+    for _, rule in dashboards.rules(engines.ROOT):
+        if "alert" in rule:
+            heard.setdefault(rule["alert"], set()).add(rule["labels"]["severity"])
+    shown = {codes(row[0])[0]: set(row[1].split(", ")) for row in rows(PAGE, "### Alerts")}
+    assert shown == heard
+
+
+def test_the_page_leads_to_a_configuration_that_both_servers_read(tmp_path: Path) -> None:
+    for line in (
+        page_command("Monitoring", "cp -r deploy/prometheus/prometheus.yml"),
+        page_command("Monitoring", "mkdir -p /etc/prometheus/targets"),
+        page_command("Monitoring", "cp deploy/prometheus/one-box/stt.yml"),
+        page_command("Monitoring", "cp deploy/alertmanager/alertmanager.yml"),
+        page_command("Monitoring", "promtool check config"),
+        page_command("Monitoring", "amtool check-config"),
+    ):
+        here = line.replace("/etc/prometheus", str(tmp_path))
+        done = subprocess.run(
+            ["/bin/bash", "-c", here], cwd=engines.ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

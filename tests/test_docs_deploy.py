@@ -1,0 +1,148 @@
+"""Every command of docs/deploy.md and docs/resilience.md is run by a test, or says what it needs
+that is not here.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from conftest import model
+from fakes import PATIENCE
+from pages import ROOT, SRC, named, page_command, typed
+from running import until
+
+PAGE, RESILIENCE = "docs/deploy.md", "docs/resilience.md"
+# What the machine of the tests may lack; a remark `# needs ...` names one of them.
+LACKING = {"a GPU", "Docker", "a cluster"}
+
+
+def claimed() -> set[tuple[str, str, str]]:
+    """What the calls of `page_command` in the tests ask for: page, section and command.
+
+    Raises:
+        AssertionError: one asks for what is not there.
+    """
+    found = set()
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "page_command":
+                words = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+                if len(words) < len(node.args):
+                    continue  # the call below
+                section, _, page = [*words, PAGE][:3]
+                found.add((page, section, page_command(*words)))
+    return found
+
+
+def test_every_command_is_run_by_a_test_or_says_what_it_needs() -> None:
+    run = claimed()
+    for page in (PAGE, RESILIENCE):
+        for each in typed(page):
+            asked_for = (page, each.section, each.line) in run
+            assert asked_for or each.needs in LACKING, f"{each.section}: {each.line}"
+
+
+def test_what_shows_a_promise_is_there() -> None:
+    shown = re.findall(r"(\w+\.py)::(\w+)", (ROOT / RESILIENCE).read_text())
+    assert shown
+    for file, name in shown:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+    rows_of_faults = named("docs/reliability.md", "## What was measured")
+    for row in re.findall(r"the row `(\w[\w-]*)`", (ROOT / RESILIENCE).read_text()):
+        assert row in rows_of_faults
+
+
+# One box
+
+
+@pytest.fixture
+def ports() -> tuple[int, int]:
+    """Two that nobody uses: the primary's and the fallback's."""
+    with ExitStack() as stack:
+        bound = [stack.enter_context(closing(socket.socket())) for _ in range(2)]
+        for each in bound:
+            each.bind(("127.0.0.1", 0))
+        primary, fallback = (each.getsockname()[1] for each in bound)
+        return primary, fallback
+
+
+@pytest.fixture
+def shell(ports: tuple[int, int], tmp_path: Path) -> Callable[[str], list[str]]:
+    """How a line of the page is run here: from the root, on 127.0.0.1, at these ports."""
+    primary, fallback = map(str, ports)
+    for tier in ("primary", "fallback"):
+        text = (ROOT / f"configs/cpu/stt_{tier}.env").read_text().replace("8082", fallback)
+        (tmp_path / f"stt_{tier}.env").write_text(text.replace("=models/", f"={ROOT}/models/"))
+
+    def shell(line: str) -> list[str]:
+        for shown, real in (
+            ("8081", primary),
+            ("8082", fallback),
+            ("0.0.0.0", "127.0.0.1"),  # noqa: S104  # it is what is replaced
+            ("configs/cpu", str(tmp_path)),
+        ):
+            line = line.replace(shown, real)
+        first = page_command("One box", ". .venv")
+        # `exec`, so that a signal reaches the command itself.
+        environment, command = re.fullmatch(r"((?:\w+=\S+ )*)(.*)", line).groups()  # type: ignore[union-attr]
+        return ["bash", "-c", f"{first} && {environment}exec {command}"]
+
+    return shell
+
+
+def test_one_box_from_the_weights_to_the_smoke_test(shell: Callable[[str], list[str]]) -> None:
+    model("base")
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+
+    def said(line: str) -> str:
+        done = subprocess.run(
+            shell(line), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    said(page_command("One box", "stt models pull"))
+    assert "base" in said(page_command("One box", "stt models verify"))
+    said(page_command("One box", "stt config check configs/cpu/stt_fallback.env"))
+    said(page_command("One box", "stt config check configs/cpu/stt_primary.env"))
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for start, ready in (
+            (
+                page_command("One box", "CONFIG_PATH=configs/cpu/stt_fallback.env uvicorn"),
+                page_command("One box", "curl -s http://127.0.0.1:8082/v1/ready"),
+            ),
+            (
+                page_command("One box", "CONFIG_PATH=configs/cpu/stt_primary.env uvicorn"),
+                page_command("One box", "curl -s http://127.0.0.1:8081/v1/ready"),
+            ),
+        ):
+            running.append(subprocess.Popen(shell(start), cwd=ROOT, env=environment))
+
+            def is_ready(line: str = ready) -> bool:
+                done = subprocess.run(shell(line), capture_output=True, cwd=ROOT, check=False)
+                return b'"ready":true' in done.stdout
+
+            until(is_ready, "the tier is ready", 2 * PATIENCE)
+        assert "my fellow Americans" in said(
+            page_command("One box", "curl -s http://127.0.0.1:8081/v1/transcribe")
+        )
+        # How long it takes here says nothing.
+        said(page_command("One box", "python tests/smoke_test_stt.py") + " --slo 600")
+        for each in reversed(running):
+            each.send_signal(signal.SIGTERM)
+            assert each.wait(PATIENCE) in (0, -signal.SIGTERM)
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
