@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from structlog.testing import capture_logs
 
 from collector import Collector, Span
 from fakes import FALLBACK_KEY, PATIENCE, FakeEngine, Reply, ScriptedFallback, error
+from faults import load as calls
+from faults.lab import Lab
 from running import RunningTier, Tiers, env_file, until
 from stt_cascade.config import ConfigError, FallbackConfig, load
 from stt_cascade.http.app import create_app
@@ -34,8 +37,9 @@ SAMPLED = f"00-{TRACE}-{CALLER}-01"
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans are sent soon, not every other second."""
+    """Spans are sent soon, not every other second; who does not take them is given up soon."""
     monkeypatch.setattr(tracing, "EVERY_S", 0.02)
+    monkeypatch.setattr(tracing, "FLUSH_S", 1.0)
 
 
 @pytest.fixture
@@ -294,11 +298,31 @@ def test_what_is_left_is_sent_before_a_tier_ends(
     tiers: Tiers, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "EVERY_S", 3600.0)
+    monkeypatch.setattr(tracing, "FLUSH_S", PATIENCE)
     tier = tiers.fallback(otlp_endpoint=collector.url)
     tier.transcribe()
     tier.stop()
     tier.wait_until_stopped()
     assert servers(Tree(collector.spans(lambda spans: True)))
+
+
+async def ended_by_sigterm(collector: str) -> tuple[int, int]:
+    """A process that traces: the status of its one answer, and of its end."""
+    async with Lab() as lab:
+        tier = await lab.fallback(OTLP_ENDPOINT=collector)
+        answer = await calls.call(tier.port, calls.upload())
+        tier.process.send_signal(signal.SIGTERM)
+        status = await asyncio.wait_for(tier.process.wait(), PATIENCE)
+        return answer.status, status
+
+
+def test_a_process_that_is_stopped_sends_what_is_left(collector: Collector) -> None:
+    assert asyncio.run(ended_by_sigterm(collector.url)) == (200, -signal.SIGTERM)
+    assert servers(Tree(collector.spans(lambda spans: True)))
+
+
+def test_a_process_whose_collector_is_down_ends_as_ever(nobody: str) -> None:
+    assert asyncio.run(ended_by_sigterm(nobody)) == (200, -signal.SIGTERM)
 
 
 def test_a_collector_that_is_down_costs_no_request_and_is_logged_once(

@@ -45,7 +45,7 @@ MAX_WAITING, BATCH, EVERY_S = 4096, 512, 2.0
 # All attempts to send one batch together.
 EXPORT_S = 5.0
 # A stop waits so long for what is left.
-FLUSH_S = 2.0
+FLUSH_S = 5.0
 # And then so long for it to give up.
 LAST_WORD_S = 0.2
 # Trouble with the collector is logged once in so long.
