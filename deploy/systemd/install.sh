@@ -127,6 +127,7 @@ for tier in $tiers; do
 done
 systemctl enable --quiet stt.target
 for tier in $tiers; do
-    "$home/venv/bin/stt" config check "$home/stt_$tier.env" > /dev/null
+    "$home/venv/bin/stt" config check "$home/stt_$tier.env" > /dev/null ||
+        say "To be mended before the start: $home/stt_$tier.env"
 done
 say "Next: the models in $home/models, then systemctl start stt.target"
