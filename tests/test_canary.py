@@ -344,6 +344,14 @@ def test_a_baseline_that_dies_leaves_it_undecided() -> None:
     assert watch.verdict().says == "Undecided: no baseline can be asked (old: refused)."
 
 
+def test_an_instance_that_counts_on_both_sides_leaves_it_undecided() -> None:
+    watch = Watch(LASTS, LOOKS, LASTS / 2)
+    sample = Simulated(np.random.default_rng(1)).sample()
+    watch.take(0.0, {"old": sample, "new": sample}, {"new": sample})
+    assert watch.over
+    assert watch.verdict().says == "Undecided: new counts on both sides."
+
+
 def test_a_restart_loses_nothing_and_is_told() -> None:
     def restarts(look: int, baseline: Simulated, canary: Simulated) -> None:
         if look == 10:
@@ -513,7 +521,8 @@ def test_ctrl_c_still_reports_and_promotes_nothing(tiers: Tiers, tmp_path: Path)
 
 def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
     one, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
-    words = ("--baseline", one.url, "--canary", one.url, "--for", "1s", "--every", "0.5s")
+    other, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
+    words = ("--baseline", one.url, "--canary", other.url, "--for", "1s", "--every", "0.5s")
     status, output = asyncio.run(stt(*words))
     assert status == 1
     assert "a key of METRICS_KEYS is needed" in output.replace("\n", " ")
@@ -526,7 +535,14 @@ def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
     [
         (("--baseline", "http://127.0.0.1:9"), "--canary"),
         (("--baseline", "localhost:9", "--canary", "localhost:9"), "is no address"),
+        (("--prometheus", "http://127.0.0.1:9", "--canary", "http://a"), "or else --prometheus"),
+        (("--baseline", "http://a", "--canary", "http://b", "--canary", "http://a/"), "both sides"),
+        (
+            ("--prometheus", "http://127.0.0.1:9", "--canary-selector", 'track="stable"'),
+            "both sides",
+        ),
         (("--prometheus", "http://127.0.0.1:9", "--for", "soon"), "is no time"),
+        (("--prometheus", "http://127.0.0.1:9", "--for", "0"), "is no time"),
         (("--prometheus", "http://127.0.0.1:9", "--sustained", "20m"), "must rise"),
     ],
 )

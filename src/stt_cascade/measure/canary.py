@@ -219,6 +219,8 @@ class Watch:
     def _blind(self) -> str | None:
         if self.blind[0] >= CONFIRM or (self.blind[0] and not self.history):
             return self.blind[1]
+        if both := self.baseline.names & self.canary.names:
+            return f"{', '.join(sorted(both))} counts on both sides"
         for name, side in (("baseline", self.baseline), ("canary", self.canary)):
             alone = self._alone.get(name, 0)
             if alone >= CONFIRM or (alone and len(self.history) == 1):

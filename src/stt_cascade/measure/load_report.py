@@ -37,7 +37,7 @@ def row(step: Summary) -> list[str]:
     errors = {kind: count for kind, count in step.outcomes.items() if kind != "ok"}
     total = step.total
     return [
-        f"{step.level:g} at once" if step.kind == "closed" else f"{step.level:.3g} a second",
+        step.name,
         str(step.calls),
         f"{step.throughput:.2f}",
         *(("", "", "") if total is None else (_s(total.p50), _s(total.p95), _s(total.p99))),
@@ -80,21 +80,11 @@ def picture(steps: Sequence[Summary]) -> Figure:
     """Throughput and latency against callers, and latency against arrivals."""
     closed = [step for step in steps if step.kind == "closed"]
     opened = [step for step in steps if step.kind == "open" and not step.late]
-    figure, axes = plot(2 + bool(opened), 3.2)
-    axes[0].plot([s.level for s in closed], [s.throughput for s in closed], "o-", color="tab:green")
-    axes[0].set(ylabel="texts a second", title="What it gives, by callers at once", ylim=(0, None))
-    _latency(axes[1], closed, "callers at once", "What callers wait")
-    at = knee(steps)
-    for each in axes[:2]:
-        each.set_xscale("log", base=2)
-        each.set_xticks([step.level for step in closed], [f"{step.level:g}" for step in closed])
-        if at is not None:
-            each.axvline(at, color="tab:red", ls="--", lw=1)
-            each.annotate(
-                f"knee: {at:g}", (at, 0), (4, 4), textcoords="offset points", color="tab:red"
-            )
+    figure, axes = plot(max(1, 2 * bool(closed) + bool(opened)), 3.2)
+    if closed:
+        _closed(axes[0], axes[1], closed)
     if opened:
-        _latency(axes[2], opened, "calls a second", "What callers wait who do not wait for others")
+        _latency(axes[-1], opened, "calls a second", "What callers wait who do not wait for others")
     return figure
 
 
@@ -115,6 +105,21 @@ def page(
     made.text("Times in seconds; of all calls, and in the stages of those that got a text.")
     made.table(HEAD, [row(step) for step in steps])
     return made
+
+
+def _closed(above: Axes, below: Axes, closed: Sequence[Summary]) -> None:
+    above.plot([s.level for s in closed], [s.throughput for s in closed], "o-", color="tab:green")
+    above.set(ylabel="texts a second", title="What it gives, by callers at once", ylim=(0, None))
+    _latency(below, closed, "callers at once", "What callers wait")
+    at = knee(closed)
+    for each in (above, below):
+        each.set_xscale("log", base=2)
+        each.set_xticks([step.level for step in closed], [f"{step.level:g}" for step in closed])
+        if at is not None:
+            each.axvline(at, color="tab:red", ls="--", lw=1)
+            each.annotate(
+                f"knee: {at:g}", (at, 0), (4, 4), textcoords="offset points", color="tab:red"
+            )
 
 
 def _latency(axes: Axes, steps: Sequence[Summary], label: str, title: str) -> None:
