@@ -286,6 +286,18 @@ def test_the_reason_is_told_with_its_figures() -> None:
     assert "1.50 x allowed" in said
 
 
+@pytest.mark.parametrize("changed", [{"p95": 1.225}, {"escalates": 0.3}], ids=str)
+def test_what_is_beyond_a_limit_though_not_for_certain_is_not_promoted(
+    changed: dict[str, float],
+) -> None:
+    """Of a few requests a change may be chance, and so may be that there is none."""
+    found = [watched(seed, least=50, rate=0.25, **changed) for seed in range(40)]
+    doubtful = [one.verdict() for one in found if one.verdict().outcome == "undecided"]
+    assert len(doubtful) >= 4
+    assert all(one.why.startswith("beyond a limit, though not for certain: ") for one in doubtful)
+    assert not doubtful[0].too_little  # it is for nobody to wave through
+
+
 def test_a_slow_minute_is_not_sustained() -> None:
     def warms_up(look: int, baseline: Simulated, canary: Simulated) -> None:
         canary.p95 = 3.0 if look <= 3 else 0.7

@@ -396,7 +396,8 @@ def test_an_open_loop_alone_has_a_report(clips: Path) -> None:
             *("load", clips, "--url", f"http://127.0.0.1:{tier.port}", "--concurrency", ""),
             *("--rates", "5", "--seconds", "1", "--html", html, "--png", png),
         )
-        assert status == 0, output
+        # A machine with other work to do may have been late, and rightly fails then.
+        assert status == int("The generator was late" in output), output
         assert png.read_bytes().startswith(b"\x89PNG")
 
     on_a_stub(work)

@@ -191,6 +191,6 @@ def _numbers(text: str, option: str, *, whole: bool = False) -> list[float]:
     except ValueError:
         found = [0.0]
     if any(not 0 < number < 1e5 or (whole and number % 1) for number in found):
-        what = "whole numbers above 0" if whole else "positive numbers"
+        what = "positive numbers, whole ones," if whole else "positive numbers"
         raise typer.BadParameter(f"must be {what} with commas between", param_hint=option)
     return found

@@ -160,6 +160,10 @@ class Watch:
             return Verdict("undecided", f"ended after {at:.0f} s of {self.seconds:.0f} s")
         if why := self.too_little():
             return Verdict("undecided", why, too_little=True)
+        beyond = [held.whole for held in self.history[-1].guardrails if held.whole.beyond]
+        if beyond:
+            why = "; ".join(f"{one.name} {one.says}" for one in beyond)
+            return Verdict("undecided", f"beyond a limit, though not for certain: {why}")
         answered = self._points[-1].canary.answered
         return Verdict(
             "promote",
