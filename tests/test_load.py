@@ -100,7 +100,7 @@ def test_a_service_that_breaks_beyond_the_knee_has_not_come_through() -> None:
         return [step.name for step in failing(steps)]
 
     # It says that it has too much to do, and its callers find that it has.
-    assert not at_8(overloaded=90, deadline_exceeded=3, TimedOut=2)
+    assert not at_8(overloaded=90, deadline_exceeded=3, request_timeout=1, TimedOut=2)
     assert at_8(ConnectionFailed=1) == at_8(internal=1) == ["8 at once"]
 
 

@@ -52,12 +52,14 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
         ("soak", ".", "--hours", "nan"),
         ("soak", ".", "--rate", "inf"),
         # It would be promoted, whatever it does.
-        ("canary", "--prometheus", "http://127.0.0.1:9", "--p95", "nan"),
+        ("canary", "--prometheus", "http://127.0.0.1:9", "--p95", "inf"),
         ("canary", "--prometheus", "http://127.0.0.1:9", "--errors", "nan"),
     ],
     ids=" ".join,
 )
-def test_what_is_no_number_is_no_limit(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_what_is_no_number_or_without_end_is_no_limit(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
     (tmp_path / "clip.wav").write_bytes(wav(tone(1.0)))
     result = CliRunner().invoke(
         app, [str(tmp_path) if word == "." else word for word in words], env={"COLUMNS": "300"}

@@ -60,7 +60,7 @@ PngFile = Annotated[
 
 
 def finite(value: float | None) -> float | None:
-    """For options: no limit is exceeded by anything, if it is no number.
+    """For options: what is no number, or without end, limits nothing.
 
     Raises:
         typer.BadParameter: it is infinite, or no number.

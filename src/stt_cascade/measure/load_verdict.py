@@ -9,7 +9,10 @@ from stt_cascade.measure.capacity import Summary, knee, sustained
 
 # How a service says that it is asked for too much, or is heard to be. Whatever else goes wrong
 # beyond the knee is a service that breaks.
-OVERLOAD = ("overloaded", "rate_limited", "fallback_failed", "deadline_exceeded", "TimedOut")
+OVERLOAD = (
+    *("overloaded", "rate_limited", "fallback_failed"),
+    *("deadline_exceeded", "request_timeout", "TimedOut"),
+)
 
 
 def verdict(steps: Sequence[Summary], slo: float) -> tuple[str, bool]:
