@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from stt_sdk import Transcription
 LITTLES_TOLERANCE = 0.25
 # Without steps beyond it, a knee is the end of the table.
 MIN_STEPS = 3
+# Who gives this share of the most gives the most: the rest is chance.
+PLATEAU = 0.9
+# What is looked at of a service's own figures.
+SNAPSHOT = {"in_flight", "queue_depth", "uptime_s", "process", "gpu"}
 # Room above what was measured, for traffic that does not come evenly.
 HEADROOM = 1.5
 
@@ -73,6 +77,10 @@ class Summary:
     gpu_mb: float | None
 
     @property
+    def name(self) -> str:
+        return f"{self.level:g} at once" if self.kind == "closed" else f"{self.level:.3g} a second"
+
+    @property
     def late(self) -> bool:
         """The generator could not keep to its schedule, so that this step says nothing."""
         return self.kind == "open" and self.lag_p99 > MOST_LAG_S
@@ -80,6 +88,8 @@ class Summary:
 
 def summarize(step: Step) -> Summary:
     """A step in figures."""
+    # Whatever else answers there has none of these.
+    step = replace(step, snapshots=[one for one in step.snapshots if set(one) >= SNAPSHOT])
     texts = [call.result for call in step.calls if isinstance(call.result, Transcription)]
 
     def stage(pick: Callable[[Transcription], float | None]) -> Quantiles | None:
@@ -131,7 +141,7 @@ def _littles(step: Step, texts: Sequence[Transcription]) -> float | None:
 
 def _resources(step: Step) -> dict[str, float | None]:
     shots = step.snapshots
-    if len(shots) < 2 or "process" not in shots[0]:
+    if len(shots) < 2:
         return dict.fromkeys(("cores", "rss_mb", "gpu_pct", "gpu_mb"))
     first, last = shots[0], shots[-1]
     passed = last["uptime_s"] - first["uptime_s"]
@@ -148,7 +158,8 @@ def _resources(step: Step) -> dict[str, float | None]:
 def knee(steps: Sequence[Summary]) -> float | None:
     """Where more callers bring no more texts a second; None: not within these steps.
 
-    Kneedle (Satopaa et al., 2011) over throughput against callers.
+    Kneedle (Satopaa et al., 2011) over throughput against callers, or where the plateau begins
+    before that.
     """
     closed = sorted((step for step in steps if step.kind == "closed"), key=lambda one: one.level)
     if len(closed) < MIN_STEPS:
@@ -156,11 +167,15 @@ def knee(steps: Sequence[Summary]) -> float | None:
     from kneed import KneeLocator
 
     levels = [step.level for step in closed]
-    found = KneeLocator(
-        levels, [step.throughput for step in closed], curve="concave", direction="increasing"
-    ).knee
+    given = [step.throughput for step in closed]
+    # Stretched over the whole height, as Kneedle looks at it, the noise of a plateau has knees too.
+    flat = next(
+        level for level, one in zip(levels, given, strict=True) if one >= PLATEAU * max(given)
+    )
+    found = KneeLocator(levels, given, curve="concave", direction="increasing").knee
+    first = min(flat, found or flat)
     # At the last step nothing shows that it is not going on.
-    return None if found is None or found == levels[-1] else float(found)
+    return None if first == levels[-1] or not max(given) else float(first)
 
 
 def sustained(steps: Sequence[Summary], slo: float) -> Summary | None:
