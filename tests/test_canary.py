@@ -288,7 +288,7 @@ def test_the_reason_is_told_with_its_figures() -> None:
 
 @pytest.mark.parametrize("changed", [{"p95": 1.225}, {"escalates": 0.3}], ids=str)
 def test_what_is_beyond_a_limit_though_not_for_certain_is_not_promoted(
-    changed: dict[str, float],
+    changed: dict[str, Any],
 ) -> None:
     """Of a few requests a change may be chance, and so may be that there is none."""
     found = [watched(seed, least=50, rate=0.25, **changed) for seed in range(40)]
