@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,6 +167,23 @@ def test_the_tier_that_is_waited_for_is_named(
     assert holdup(steps[:1]) is None
 
 
+def test_a_fallback_that_is_loaded_itself_is_judged_by_its_own_inferences() -> None:
+    own = {"fallback": p95(0.4), "escalated": 0.0}
+    steps = [
+        summary(1, 2, queue=p95(0), **own),
+        summary(4, 2.5, queue=p95(2.4), **own),
+    ]
+    found = holdup(steps)
+    assert found is not None
+    assert (found.tier, found.other) == ("fallback", 0)
+    assert found.seconds == pytest.approx(2.4)
+    assert [one.setting for one in advise(steps, slots=1, slo=2.0, replicas=1)] == [
+        "MAX_CONCURRENCY",
+        "MAX_QUEUE",
+    ]
+    assert advise(steps, slots=1, slo=2.0, replicas=1)[1].value == "4"  # 2.5 x (2.0 - 0.4)
+
+
 def test_slots_that_are_the_limit_themselves_are_not_lowered() -> None:
     (first, *_) = advise(saturating(4), slots=4, slo=1.0, replicas=1)
     assert (first.setting, first.value) == ("MAX_CONCURRENCY", "4")
@@ -200,6 +218,15 @@ def test_what_ends_after_the_step_is_no_throughput() -> None:
     assert found.total is not None
     assert found.total.max == pytest.approx(1.5)  # from when it was due, not from when it began
     assert found.late
+
+
+def test_littles_law_holds_of_a_fallback_that_is_loaded_itself() -> None:
+    text = Transcription.from_json(answer_of_fallback())
+    text = replace(text, timings_ms=replace(text.timings_ms, queue_wait=0.0, fallback_infer=500.0))
+    busy = {"in_flight": 1, "queue_depth": 0, "uptime_s": 1.0, "gpu": None}
+    shots = [{**busy, "process": {"cpu_s": 1.0, "rss_mb": 1.0}}] * 4
+    calls = [Call(at, at, at + 0.5, text) for at in (0.0, 0.5, 1.0, 1.5)]
+    assert summarize(Step("closed", 1.0, 2.0, calls, shots)).littles == pytest.approx(1.0)
 
 
 def test_figures_of_another_kind_are_none() -> None:

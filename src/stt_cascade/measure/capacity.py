@@ -81,6 +81,16 @@ class Summary:
         return f"{self.level:g} at once" if self.kind == "closed" else f"{self.level:.3g} a second"
 
     @property
+    def of_fallback(self) -> bool:
+        """It was a fallback that was called, so its inferences are what its slots are for."""
+        return self.primary is None and self.fallback is not None and not self.escalated
+
+    @property
+    def inference(self) -> Quantiles | None:
+        """In the slots of the service that was called."""
+        return self.fallback if self.of_fallback else self.primary
+
+    @property
     def late(self) -> bool:
         """The generator could not keep to its schedule, so that this step says nothing."""
         return self.kind == "open" and self.lag_p99 > MOST_LAG_S
@@ -130,13 +140,19 @@ def _outcome(result: Any) -> str:
 def _littles(step: Step, texts: Sequence[Transcription]) -> float | None:
     """L / (lambda x W) of slots and queue: both sides come from different counters."""
     inside = [one["in_flight"] + one["queue_depth"] for one in step.snapshots[1:-1]]
-    times = [
-        (text.timings_ms.queue_wait or 0) + (text.timings_ms.primary_infer or 0) for text in texts
-    ]
+    times = [(text.timings_ms.queue_wait or 0) + _held_ms(text) for text in texts]
     if not inside or not sum(times):
         return None
     ended = max(call.ended for call in step.calls)
     return float(np.mean(inside) / (sum(times) / 1000 / ended))
+
+
+def _held_ms(text: Transcription) -> float:
+    """For how long the clip held a slot of the service that was called."""
+    timings, routing = text.timings_ms, text.routing
+    # A primary that escalates has given its slot back.
+    of_fallback = routing.tier == "fallback" and not routing.fallback_used
+    return (timings.fallback_infer if of_fallback else timings.primary_infer) or 0.0
 
 
 def _resources(step: Step) -> dict[str, float | None]:
@@ -219,7 +235,10 @@ def holdup(steps: Sequence[Summary]) -> Holdup | None:
     def grown(*stages: str) -> float:
         return sum(_stage_p95(best, stage) - _stage_p95(alone, stage) for stage in stages)
 
-    grew = {"primary": grown("queue", "primary"), "fallback": grown("fallback")}
+    if best.of_fallback:
+        grew = {"primary": 0.0, "fallback": grown("queue", "fallback")}
+    else:
+        grew = {"primary": grown("queue", "primary"), "fallback": grown("fallback")}
     tier, other = sorted(grew, key=lambda each: grew[each], reverse=True)
     if alone.total is None or grew[tier] <= 0.1 * alone.total.p95:
         return None
@@ -252,7 +271,7 @@ def advise(
     advice = [_slots(at, slots, best)]
     one = min(closed, key=lambda step: step.level)
     # An escalated clip may be late already; what the queue may cost is for the others.
-    stage = one.primary or one.total
+    stage = one.inference or one.total
     alone = stage.p95 if stage else 0.0
     room = max(0.0, slo - alone)
     queue = max(1, math.floor(best.throughput * room))
@@ -265,6 +284,8 @@ def advise(
             "is late",
         )
     )
+    if best.of_fallback:
+        return advice  # its limits follow from what its primaries ask
     rate = best.throughput * best.escalated * replicas
     rps = max(1, math.ceil(HEADROOM * rate))
     at_once = slots or int(at or best.level)
