@@ -277,6 +277,8 @@ def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: P
     assert "--publish 127.0.0.1:8082:8082" in calls[0]
     assert "--publish 0.0.0.0:8081:8081" in calls[1]
     assert "--gpus all" in make("start", "VARIANT=gpu")[1][-1]
+    pinned = "registry.example.com/your/stt-primary@sha256:0123"
+    assert make("start", f"IMAGE_primary={pinned}")[1][-1].endswith(f" {pinned}")
 
 
 def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
