@@ -110,7 +110,7 @@ def test_nothing_is_wrong_with_the_files() -> None:
         ),
         ("envoy.yaml", "path: /v1/ready}", "path: /v1/health}", "/v1/ready"),
         ("envoy.yaml", "          interval: 0.5s", "          interval: 5s", "sees a stop"),
-        ("envoy.yaml", "exact: internal}}]}}", "exact: overloaded}}]}}", "error_matcher"),
+        ("envoy.yaml", "exact: internal}}]}", "exact: overloaded}}]}", "error_matcher"),
         (
             "envoy.yaml",
             "budget_percent: {value: 20}",
@@ -125,6 +125,10 @@ def test_nothing_is_wrong_with_the_files() -> None:
             "only primaries",
         ),
         ("primaries.yaml", NAMES, "", "match_typed_subject_alt_names"),
+        ("envoy.yaml", "min_retry_concurrency: 36", "min_retry_concurrency: 3", "MAX_UPLOADS"),
+        ("envoy.yaml", "in ['draining', ", "in ['drained', ", "must be set by draining"),
+        ("envoy.yaml", "        update_merge_window: 0s\n", "", "update_merge_window"),
+        ("fallback.yaml", "status_code: 502", "status_code: 503", "may have been worked on"),
         ("fallback.yaml", "127.0.0.1, port_value: 9910", "0.0.0.0, port_value: 9910", "127.0.0.1"),
     ],
 )

@@ -33,8 +33,8 @@ PATIENCE = ("request_headers_timeout", "request_timeout", "stream_idle_timeout")
 UNPROCESSED = {"connect-failure", "retriable-headers"}
 REFUSED = {Draining.type, NotReady.type}
 BUDGET = 20
-# A server that is busy, or whose fallback fails, is not to be left out.
-BROKEN = {Internal.type, *REFUSED}
+# A server that is busy, or whose fallback fails, is not to be left out; one that stops is, at once.
+BROKEN = {Internal.type}
 INGRESS_S = 65.0
 
 Config = dict[str, Any]
@@ -43,21 +43,24 @@ Config = dict[str, Any]
 def check(root: Path) -> Iterator[str]:
     """A line for each thing that is wrong with the files under `deploy/envoy/`."""
     folder = root / FOLDER
+    read: dict[str, Config] = {}
+    broken = False
     for file in sorted(folder.glob("*.yaml")):
-        name = f"{FOLDER}/{file.name}"
         try:
-            config = yaml.safe_load(file.read_text())
+            read[file.name] = yaml.safe_load(file.read_text())
         except yaml.YAMLError as error:
-            yield f"{name}: no YAML: {' '.join(str(error).split())}"
-            continue
+            broken = True
+            yield f"{FOLDER}/{file.name}: no YAML: {' '.join(str(error).split())}"
+    if broken:
+        return
+    for name, config in read.items():
         if "static_resources" not in config:
             continue  # secrets, which are looked at with what names them
-        problem = _said_by_envoy(folder, file.name)
-        if problem:
-            yield f"{name}: Envoy: {problem}"
+        if problem := _said_by_envoy(folder, name):
+            yield f"{FOLDER}/{name}: Envoy: {problem}"
             continue  # what it cannot read has no shape to rely on
         for finding in _findings(config, folder):
-            yield f"{name}: {finding}"
+            yield f"{FOLDER}/{name}: {finding}"
 
 
 def _said_by_envoy(folder: Path, file: str) -> str:
@@ -197,10 +200,16 @@ def _outside(manager: Config) -> Iterator[str]:
         if not {"path", "safe_regex"} & set(route["match"]):
             yield "routes must name their paths: the metrics are for the inside"
     yield from _transcribe(routes, _seconds(manager.get("stream_idle_timeout", "0s")))
-    for mapper in manager.get("local_reply_config", {}).get("mappers", []):
-        flags = [flag for flags in _values(mapper, "flags") for flag in flags]
-        if {"UC", "UR", "UPE"} & set(flags) and mapper.get("status_code", 503) == 503:
-            yield "a request that broke off may have been worked on: 503 says that it has not"
+    mappers = manager.get("local_reply_config", {}).get("mappers", [])
+    broken = {
+        flag
+        for mapper in mappers
+        if mapper.get("status_code", 503) != 503
+        for flags in _values(mapper, "flags")
+        for flag in flags
+    }
+    if not broken >= {"UC", "UR", "UPE"}:
+        yield "a request that broke off may have been worked on: 503 would say that it has not"
 
 
 def _transcribe(routes: list[Config], idle: float) -> Iterator[str]:
@@ -254,6 +263,11 @@ def _primaries(cluster: Config) -> Iterator[str]:
     matched = set(_values(list(_values(cluster, "error_matcher")), "exact"))
     if matched != BROKEN:
         yield f"error_matcher must match {', '.join(sorted(BROKEN))} and no other error"
+    told = [text for text in _texts(cluster) if text.startswith("%CEL(")]
+    if len(told) != 1 or not all(f"'{type_}'" in told[0] for type_ in REFUSED):
+        yield "x-envoy-immediate-health-check-fail must be set by draining and not_ready"
+    if cluster.get("common_lb_config", {}).get("update_merge_window") != "0s":
+        yield "update_merge_window must be 0s, else a primary that stops gets requests for a second"
     budgets = [
         each.get("retry_budget", {}).get("budget_percent", {}).get("value")
         for each in cluster.get("circuit_breakers", {}).get("thresholds", [{}])
@@ -261,10 +275,9 @@ def _primaries(cluster: Config) -> Iterator[str]:
     if budgets != [BUDGET]:
         yield f"retry_budget must be {BUDGET} percent"
     # What a primary holds, it refuses at once when it stops.
-    fields = PrimaryConfig.model_fields
-    held = 9 * fields["max_concurrency"].default
+    held = PrimaryConfig(CT2_SMALL_PATH="m", FALLBACK_URL="http://f").upload_places  # type: ignore[call-arg]  # names as in the file
     if list(_values(cluster, "min_retry_concurrency")) != [held]:
-        yield f"min_retry_concurrency must be {held}: MAX_CONCURRENCY and MAX_QUEUE of a primary"
+        yield f"min_retry_concurrency must be {held}, as MAX_UPLOADS of a primary"
 
 
 def _connections(cluster: Config) -> Iterator[str]:

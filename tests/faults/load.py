@@ -180,19 +180,22 @@ async def open_loop(
     patience: float = PATIENCE_S,
     until: Callable[[], bool] = lambda: False,
     tls: ssl.SSLContext | None = None,
+    seed: int | None = None,
 ) -> list[Answer]:
     """So many requests a second, whatever becomes of those before.
 
     Args:
         until: ends it earlier.
+        seed: they come at random moments; by default one as long after the other.
     """
     clock = asyncio.get_running_loop().time
-    began = clock()
+    due, chance = clock(), None if seed is None else seeded(seed)
     calls: list[asyncio.Task[Answer]] = []
     for number in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - clock()))
+        await asyncio.sleep(max(0.0, due - clock()))
         if until():
             break
+        due += 1 / rate if chance is None else chance.expovariate(rate)
         sent = _nth(requests, number)
         calls.append(asyncio.create_task(call(port, sent, patience=patience, tls=tls)))
     return list(await asyncio.gather(*calls))
