@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy dashboard manifests monitoring-check \
+.PHONY: help demo up test faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
   try-units format lock clean
 
 PYTHON ?= python3
@@ -40,6 +40,11 @@ audit: $(STAMP)  ## ask for known holes in what is locked; SERVICE=osv asks anot
 faults: $(STAMP)  ## try what is promised under overload, faults and hostile input
 	@echo "==> Faults"
 	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
+
+# ARGS="--only breaker-open" follows one page.
+runbooks: $(STAMP)  ## make the fault of each page in docs/runbooks, and follow the page out of it
+	@echo "==> Runbooks"
+	@PYTHONPATH=tests $(BIN)/python -m runbooks $(ARGS)
 
 check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> ruff check"

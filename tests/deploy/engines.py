@@ -171,7 +171,7 @@ def install() -> None:
     wanted = missing().values()
     debian = sorted({engine.package for engine in wanted if isinstance(engine, Debian)})
     if debian:
-        _install_debian(debian)
+        install_debian(debian)
     if any(isinstance(engine, PyPI) for engine in wanted):
         if not (PYTHON / "bin/python").exists():
             run(sys.executable, "-m", "venv", PYTHON)
@@ -195,7 +195,8 @@ def _requirements(kind: type[PyPI] | type[Npm]) -> list[str]:
     return sorted({each.requirement for each in ENGINES.values() if isinstance(each, kind)})
 
 
-def _install_debian(packages: list[str]) -> None:
+def install_debian(packages: list[str]) -> None:
+    """Raises MissingEngine: this is not root, or no Debian."""
     line = f"apt-get install --no-install-recommends {' '.join(packages)}"
     if os.geteuid() or not shutil.which("apt-get"):
         raise MissingEngine(f"this needs Debian's packages, installed by root: {line}")
