@@ -246,7 +246,7 @@ def _envoy(workload: Object, things: list[Object]) -> Iterator[str]:
 
 def _bytes(quantity: str) -> int:
     number, unit = quantity[:-2], quantity[-2:]
-    return int(number) * 1024 ** (["Ki", "Mi", "Gi"].index(unit) + 1)
+    return int(number) << 10 * (["Ki", "Mi", "Gi"].index(unit) + 1)
 
 
 def _selects(thing: Object, workloads: list[Object]) -> Iterator[str]:
