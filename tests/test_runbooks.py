@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from deploy import engines
+from faults.report import Report
 from pages import named
 from runbooks.page import ALERT, FOLDER, OPERATION, Block, Page, commands, matches, settings
 from runbooks.rows import ROWS
-from runbooks.shift import Row, run
+from runbooks.shift import Row, Shift, run
 
 RULES = engines.ROOT / "deploy" / "prometheus" / "rules"
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README")
@@ -84,6 +85,29 @@ def test_every_part_of_a_mend_is_tried_or_only_points_elsewhere() -> None:
         for part in re.findall(r"^### (.+)$", page.section(heading), re.MULTILINE):
             tried = f'"{heading}", "{part}"' in source
             assert tried or not page.blocks(heading, part), f"{name}: {part}"
+
+
+def test_a_command_that_shows_something_else_or_fails_is_noticed() -> None:
+    row = next(row for row in ROWS if not row.needs)
+    page = Page(row.page, "## When\n```console\n$ echo one\none\n$ echo two\nthree\n$ false\n```\n")
+
+    async def follow() -> Report:
+        async with Shift(row) as shift:
+            shift.page = page
+            await shift.do("When")
+            return shift.report
+
+    report = asyncio.run(follow())
+    assert [check.holds for check in report.checks] == [True, False, False]
+    assert not report.holds
+
+
+def test_a_row_that_sees_less_than_its_alert_come_and_go_fails() -> None:
+    async def nothing(shift: Shift) -> None:
+        shift.report.check("something", "seen", True)
+
+    row = Row("breaker-open", "none", nothing, ("SttBreakerOpen",))
+    assert not asyncio.run(run(row)).holds
 
 
 # What reads the pages

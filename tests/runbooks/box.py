@@ -10,6 +10,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
+from faults.lab import until
 from faults.stub import Stub
 from faults.tiers import Tier
 from stt_cascade.cli.stack import as_env
@@ -58,6 +59,11 @@ class Box:
     async def kill(self) -> None:
         self.tier.process.kill()
         await self.tier.process.wait()
+
+    async def until_asked(self) -> bool:
+        """Wait for a clip that comes from now on; whether one came."""
+        self.tier.counts.write(0, 0, 0)
+        return await until(lambda: self.tier.counts.begun > 0)
 
     async def ended(self, patience: float) -> int:
         """Its exit status, once it has ended.

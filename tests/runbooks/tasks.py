@@ -56,6 +56,8 @@ async def rolling_update(shift: Shift) -> None:
             with shift.alone(primary, old, new):
                 primary.write(SERVER_COMMIT="new")
                 await shift.do("What to do", "Then the primaries, one after the other")
+            again = await primary.until_asked()
+            shift.report.check("has requests again", again, again)
         await until(lambda: new.tier.counts.begun > RATE)
         asked = old.tier.counts.begun
         await until(lambda: new.tier.counts.begun > 3 * RATE)
