@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults fuzz audit check check-deploy dashboard monitoring-check try-units \
-  format lock clean
+.PHONY: help demo up test faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
+  try-units format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,11 @@ faults: $(STAMP)  ## try what is promised under overload, faults and hostile inp
 	@echo "==> Faults"
 	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
 
+# ARGS="--only breaker-open" follows one page.
+runbooks: $(STAMP)  ## make the fault of each page in docs/runbooks, and follow the page out of it
+	@echo "==> Runbooks"
+	@PYTHONPATH=tests $(BIN)/python -m runbooks $(ARGS)
+
 check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> ruff check"
 	@$(BIN)/ruff check .
@@ -52,6 +57,9 @@ check: $(STAMP)  ## lint, check the format and the types
 check-deploy: $(STAMP)  ## check what deploys the service with the engines that will read it
 	@echo "==> The deployment's files"
 	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
+
+manifests: $(STAMP)  ## render deploy/kubernetes from the chart, and its schema from the settings
+	@PYTHONPATH=tests $(BIN)/python -m deploy.kubernetes
 
 # It takes what `make check-deploy` installs.
 dashboard:  ## draw the Grafana dashboard anew
@@ -77,13 +85,13 @@ COMPILE = env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_IN
   --generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 # The images' packages are some of those that the tests run with: the same versions, the same files.
+IMAGE_PACKAGES := --extra server --extra tracing --constraint requirements.txt pyproject.toml -
 lock: $(STAMP)  ## write requirements*.txt anew; UPGRADE=1 takes newer versions
 	@echo "==> Locking pyproject.toml into requirements.txt"
 	@printf '%s\n' $(TOOLCHAIN) | $(COMPILE) --extra dev pyproject.toml - -o requirements.txt
 	@echo "==> Of these, what the images have: requirements-cpu.txt, -gpu.txt, and to build them -build.txt"
-	@echo pip | $(COMPILE) --extra server --constraint requirements.txt pyproject.toml - -o requirements-cpu.txt
-	@echo pip | $(COMPILE) --extra server --extra gpu --constraint requirements.txt pyproject.toml - \
-	  -o requirements-gpu.txt
+	@echo pip | $(COMPILE) $(IMAGE_PACKAGES) -o requirements-cpu.txt
+	@echo pip | $(COMPILE) --extra gpu $(IMAGE_PACKAGES) -o requirements-gpu.txt
 	@printf '%s\n' pip hatchling | $(COMPILE) --constraint requirements.txt - -o requirements-build.txt
 
 clean:  ## remove .venv and all that tools left; models/ stays

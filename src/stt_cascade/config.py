@@ -158,6 +158,12 @@ class TierConfig(BaseSettings):
     server_commit: str = Field("unknown", description="what is deployed: a git SHA or a date tag")
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
     log_text: bool = Field(False, description="log the transcribed text, which is personal data")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        examples=["http://otel-collector:4318"],
+        description="collector that traces are sent to, by OTLP over HTTP; none: no tracing",
+    )
     slo_clip_seconds: float = Field(
         10, gt=0, description="longest clip that `stt_slo_request_seconds` counts"
     )
@@ -231,13 +237,24 @@ class PrimaryConfig(TierConfig):
     )
 
     fallback_url: str = Field(
-        pattern=r"^https?://[^\s/?#]+/?$", description="address of the fallback"
+        pattern=r"^https?://[^\s/?#]+/?$",
+        examples=["http://stt-fallback:8082"],
+        description="address of the fallback",
     )
     fallback_api_key: SecretStr | None = Field(
         None, description="bearer key that the fallback accepts"
     )
     fallback_api_key_file: Path | None = Field(
         None, description="file with that key; re-read when it changes"
+    )
+    fallback_ca_file: Path | None = Field(
+        None, description="PEM file of who vouches for the fallback; none: as the system trusts"
+    )
+    fallback_cert_file: Path | None = Field(
+        None, description="PEM file with the certificate that the primary shows the fallback"
+    )
+    fallback_key_file: Path | None = Field(
+        None, description="PEM file with its key; all three are re-read when they change"
     )
     fallback_timeout_s: float = Field(
         30, gt=0, le=3600, description="longest wait for the fallback"
@@ -395,7 +412,7 @@ def allowed(field: FieldInfo) -> str:
     if kind is Path:
         return "a path"
     if any(hasattr(rule, "pattern") for rule in field.metadata):
-        return "an address such as http://stt-fallback:8082"
+        return f"an address such as {(field.examples or [''])[0]}"
     if get_origin(kind) is tuple and get_args(kind)[0] == Network:
         return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
     if get_origin(kind) is tuple:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from fastapi import FastAPI
 
 from fakes import FakeEngine
+from faults import nvml
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, config_path, load
 from stt_cascade.engine.protocol import Clip, Options, Utterance
 from stt_cascade.http.app import create_app
@@ -25,6 +26,8 @@ from stt_cascade.telemetry import logs
 
 # A clip with this prompt gets a text that the primary doubts.
 DOUBT = "doubt"
+# And with this one none: its inference never ends.
+HANG = "hang"
 SLOTS = 2
 
 
@@ -33,20 +36,31 @@ class Stub:
     """What the engine does.
 
     Attributes:
-        seconds: one inference takes.
+        seconds: one inference takes, if it is alone.
+        crowding: with others beside it, it takes as many times as long, to this power.
         keeps: every clip it hears, for good: a leak on purpose.
+        text: what it hears.
+        sure: the text's mean token probability.
+        language_sure: the probability of the language, where it is detected.
+        gpu_mb: memory for each slot on a GPU that is not there; 0: none is.
     """
 
     model: ClassVar[str] = "whisper-stub-ct2"
     seconds: float = 0.05
+    crowding: float = 0.0
     keeps: bool = False
+    text: str = "one two three four"
+    sure: float = 0.9
+    language_sure: float = 0.98
+    gpu_mb: int = 0
 
     def app(self, name: str) -> list[str]:
         return ["--factory", f"faults.stub:{name}"]
 
     def settings(self, name: str) -> dict[str, Any]:
         # A tone is not speech.
-        return {"MAX_CONCURRENCY": SLOTS, "VAD": "off"}
+        gpu = {"DEVICE": "auto"} if self.gpu_mb else {}
+        return {"MAX_CONCURRENCY": SLOTS, "VAD": "off", **gpu}
 
     def write(self, settings: Path) -> None:
         settings.with_suffix(".stub").write_text(json.dumps(asdict(self)))
@@ -86,10 +100,10 @@ class Counts:
 
 
 class StubEngine(FakeEngine):
-    """Takes its time, and hears four words."""
+    """Takes its time, and hears what the stub says."""
 
     def __init__(self, stub: Stub, counts: Counts) -> None:
-        super().__init__()
+        super().__init__(stub.text, logprob=stub.sure, language_probability=stub.language_sure)
         self._stub = stub
         self._counts = counts
         self._begun = self._running = self._most_running = 0
@@ -97,13 +111,22 @@ class StubEngine(FakeEngine):
     def _utterance(self, clip: Clip, options: Options) -> Utterance:
         self._count(begun=1, running=1)
         try:
-            time.sleep(self._stub.seconds)
+            time.sleep(3600 if options.prompt == HANG else self._seconds)
             utterance = super()._utterance(clip, options)
         finally:
             self._count(running=-1)
         if options.prompt == DOUBT:
             return replace(utterance, avg_logprob=math.log(0.1))
         return utterance
+
+    @property
+    def _seconds(self) -> float:
+        return self._stub.seconds * float(self.running**self._stub.crowding)
+
+    @property
+    def running(self) -> int:
+        """Inferences now."""
+        return self._running
 
     def _count(self, *, begun: int = 0, running: int) -> None:
         with self._changed:
@@ -127,4 +150,8 @@ def _app(tier: type[TierConfig]) -> FastAPI:
     settings = config_path(tier)
     config = load(tier, settings)
     logs.configure(config.log_format)
-    return create_app(config, StubEngine(Stub.read(settings), Counts(settings)))
+    stub = Stub.read(settings)
+    engine = StubEngine(stub, Counts(settings))
+    if stub.gpu_mb:
+        nvml.pretend(stub.gpu_mb, config.max_concurrency, lambda: engine.running)
+    return create_app(config, engine)

@@ -190,6 +190,7 @@ class Slots:
         further_seconds: float = 0.0,
         admitted: bool = False,
         waited: Callable[[float], None] = lambda seconds: None,
+        begun: Callable[[], None] = lambda: None,
     ) -> Result:
         """Run `work` in a thread as soon as a slot is free, and give the slot back when it ends.
 
@@ -198,6 +199,7 @@ class Slots:
             further_seconds: what its caller has promised to bring after it.
             admitted: this continues work that was let in before: the queue takes it, full or not.
             waited: told the seconds in the queue, as soon as they are known, refused or not.
+            begun: told when the work begins.
 
         Raises:
             Overloaded: as `check`.
@@ -215,6 +217,7 @@ class Slots:
             self._release()
             raise
         self._running[thread] = _Running(audio_seconds, measured=not admitted)
+        begun()
         loop = asyncio.get_running_loop()
 
         def ended(thread: Future[Result]) -> None:

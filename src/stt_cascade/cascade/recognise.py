@@ -34,6 +34,7 @@ async def recognise(
     slots: Slots,
     deadline: Deadline,
     waited: Callable[[float], None],
+    begun: Callable[[], None] = lambda: None,
 ) -> Transcript:
     """Recognise a clip's speech, of which there is some.
 
@@ -43,6 +44,7 @@ async def recognise(
 
     Args:
         waited: told the seconds that the clip waited for its first slot.
+        begun: told when it has that slot.
 
     Raises:
         Refusal: as `Slots.run`; any other exception is the engine's.
@@ -58,7 +60,7 @@ async def recognise(
     def samples(span: Span) -> Samples:
         return clip.samples[span.start : span.end]
 
-    def begun(seconds: float) -> None:
+    def told(seconds: float) -> None:
         waited(seconds)
         admitted.set()
 
@@ -75,7 +77,8 @@ async def recognise(
             deadline,
             audio_seconds=first.seconds,
             further_seconds=further,
-            waited=begun,
+            waited=told,
+            begun=begun,
         )
         keep(first, utterance)
         language.set_result(utterance.language)

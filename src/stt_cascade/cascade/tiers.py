@@ -98,6 +98,7 @@ class Tier(ABC):
 
     async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
         """Decode the upload, and find where somebody speaks."""
+        record.enter("decode")
         clip = await self._hearing.hear(upload, deadline)
         record.audio_seconds = round(clip.duration, 3)
         self._metrics.audio_decoded(clip.duration)
@@ -112,9 +113,16 @@ class Tier(ABC):
             record.queue_wait_ms = seconds * 1000
             self._metrics.queue_waited(seconds)
 
+        record.enter("queue")
         began = time.perf_counter()
         transcript = await recognise(
-            self.loaded_engine, clip, options, self.slots, deadline, waited
+            self.loaded_engine,
+            clip,
+            options,
+            self.slots,
+            deadline,
+            waited=waited,
+            begun=lambda: record.enter("infer"),
         )
         seconds = time.perf_counter() - began - (record.queue_wait_ms or 0) / 1000
         self._metrics.recognised(transcript)
@@ -222,7 +230,6 @@ class Primary(Tier):
 
         transcript: Transcript | None = None
         reason: Reason
-        trouble: str | None = None
         if language is not None and language not in engine.languages:
             reason = "language"
         else:
@@ -232,10 +239,11 @@ class Primary(Tier):
                 raise
             except Exception as error:  # whatever broke, the fallback may know
                 log.exception("primary inference failed", request_id=record.request_id)
-                reason, trouble = "primary_error", type(error).__name__
+                reason, record.primary_error = "primary_error", type(error).__name__
             else:
                 record.primary_infer_ms = seconds * 1000
                 self._metrics.primary_inferred(seconds)
+                record.enter("decide")
                 decision = decide(Scores.of(transcript), self._policy)
                 if isinstance(decision, Accept):
                     record.below = ()
@@ -260,6 +268,7 @@ class Primary(Tier):
             if transcript is not None and self._on_failure == "primary":
                 record.degraded = True
                 return self._answer(transcript, clip, record, reason)
+            trouble = record.primary_error
             cause = f"the primary failed ({trouble}) and " if trouble else ""
             raise FallbackFailed(f"{cause}the fallback was needed and failed: {error}") from error
         record.fallback_used = True
@@ -295,6 +304,7 @@ class Primary(Tier):
         return picked
 
     async def _escalate(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
+        record.enter("fallback")
         self._metrics.escalated(record.reason or "")
         self._shadows.give_way()
         began = time.perf_counter()

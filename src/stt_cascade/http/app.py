@@ -43,7 +43,7 @@ def create_app(
         pools: decoding processes to share with other apps; by default its own.
 
     Raises:
-        ConfigError: a key file cannot be used.
+        ConfigError: a key file cannot be used, or a part that the settings need is not installed.
     """
     service = Service(config, load_whisper if engine is None else lambda _: engine, pools)
     app = FastAPI(
@@ -70,6 +70,7 @@ def create_app(
         upload_bytes=config.upload_limit + ENVELOPE_BYTES,
         draining=lambda: service.draining,
         trusted_proxies=config.trusted_proxies,
+        tracing=service.tracing,
     )
     if config.cors_origins:
         app.add_middleware(

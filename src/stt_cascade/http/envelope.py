@@ -1,7 +1,7 @@
 """The outermost layer: what every answer has, whatever happened inside.
 
 It makes the request's record, turns refusals and accidents into the error body, adds the headers,
-writes the log line and counts.
+writes the log line and the trace, and counts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,6 +31,9 @@ from stt_cascade.errors import (
 from stt_cascade.http.caller import client_address
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
+
+if TYPE_CHECKING:
+    from stt_cascade.telemetry.tracing import Tracing
 
 log = structlog.get_logger("stt.request")
 
@@ -67,7 +70,7 @@ EXPOSED_HEADERS = (
     "X-Error-Message",
     "Retry-After",
 )
-# Looked at so often that a line for each would drown the others.
+# Looked at so often that a line or a trace for each would drown the others.
 _QUIET = frozenset(ENDPOINTS) - {TRANSCRIBE, "other"}
 # Not an HTTP status: how logs name a caller that went away before the answer (nginx's number).
 _ABANDONED = 499
@@ -96,6 +99,7 @@ class Envelope:
         upload_bytes: int,
         draining: Callable[[], bool] = lambda: False,
         trusted_proxies: Sequence[Network] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._tier = tier
@@ -104,6 +108,7 @@ class Envelope:
         self._upload_bytes = upload_bytes
         self._draining = draining
         self._trusted_proxies = trusted_proxies
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -115,14 +120,15 @@ class Envelope:
         headers = Headers(scope=scope)
         peer = scope["client"][0] if scope.get("client") else "unknown"
         forwarded = headers.getlist("X-Forwarded-For")
-        given, trace = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
+        given, parent = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
         record = Record(
             request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
             endpoint=scope["path"] if scope["path"] in ENDPOINTS else "other",
             client=client_address(peer, forwarded, self._trusted_proxies),
-            traceparent=trace if _TRACE.fullmatch(trace) else None,
+            traceparent=parent if _TRACE.fullmatch(parent) else None,
         )
         scope["stt.record"] = record
+        trace = None if self._tracing is None else self._tracing.begin(record)
         status: int | None = None
         refused: Refusal | None = scope.get(REFUSED)
         body = _Body(receive, scope, broken=refused is not None)
@@ -166,7 +172,10 @@ class Envelope:
                 await _send_unfinished(_refuse(refusal, record), send_in_envelope)
         elif status == 200 and transcribes:
             self._metrics.request_answered(record)
-        self._log(scope, record, status, refusal)
+        if record.endpoint not in _QUIET or refusal is not None:
+            self._log(scope, record, status, refusal)
+            if trace is not None:
+                trace.end(record, scope, None if status == _ABANDONED else status, refusal)
         if unfinished:
             hurry = isinstance(refusal, RequestTimeout) or self._draining()
             await body.discard(allowed, LAST_LOOK_S if hurry else LINGER_S)
@@ -175,8 +184,6 @@ class Envelope:
     def _log(
         self, scope: Scope, record: Record, status: int | None, refusal: Refusal | None
     ) -> None:
-        if record.endpoint in _QUIET and refusal is None:
-            return
         line: dict[str, Any] = {
             "request_id": record.request_id,
             "tier": self._tier,

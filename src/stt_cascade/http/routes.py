@@ -108,9 +108,11 @@ async def transcribe(request: Request) -> Response:
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
     tier.check_room(deadline)
     with service.uploads.place(deadline) as body:
+        record.enter("receive")
         upload = await receive(request, config.upload_limit, body)
         work = tier.answer(upload, record, deadline)
         answer = await _while_wanted(request, service.stop.over, work)
+    record.enter("answer")
     return _Followed(answer.model_dump_json(), tier.after(upload, answer))
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -20,7 +20,7 @@ from stt_cascade.audio import speech
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
@@ -29,6 +29,9 @@ from stt_cascade.telemetry import process
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.metrics import Metrics, snapshot_of
 from stt_sdk import __version__
+
+if TYPE_CHECKING:
+    from stt_cascade.telemetry.tracing import Tracing
 
 log = structlog.get_logger("stt.service")
 
@@ -48,6 +51,7 @@ class Service:
         self.config = config
         self.secrets = Secrets(config)
         self.metrics = Metrics(config.slo_clip_seconds)
+        self.tracing = _tracing(config)
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.uploads = Uploads(config.upload_places)
         self.draining = False
@@ -87,6 +91,8 @@ class Service:
         self._gpu = Gpu.open(self.config.device_index) if self.config.device != "cpu" else None
         self._watch()
         async with AsyncExitStack() as stack:
+            if self.tracing is not None:
+                await stack.enter_async_context(self.tracing)
             if self._gpu is not None:
                 stack.callback(self._gpu.close)
                 if others := self._gpu.others():
@@ -244,6 +250,20 @@ class Service:
         self.tier.engine = engine
         if not self.draining:
             self._supervisor.ready()
+
+
+def _tracing(config: TierConfig) -> Tracing | None:
+    """What sends traces, where the settings ask for it; else nothing of it is imported."""
+    if config.otlp_endpoint is None:
+        return None
+    try:
+        from stt_cascade.telemetry.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(
+            f"{config.source or 'settings'}: OTLP_ENDPOINT needs what is not installed ({error}); "
+            f'install "stt-cascade[server,tracing]", or take it out'
+        ) from None
+    return Tracing(config, config.otlp_endpoint)
 
 
 def _die(message: str) -> None:
