@@ -385,4 +385,5 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
         assert hashes and hashes <= tested[line], line
     names = {line.partition("==")[0] for line in {*cpu, *gpu}}
     assert {"fastapi", "ctranslate2", "faster-whisper", "pip"} <= names
+    assert "opentelemetry-exporter-otlp-proto-http" in names  # OTLP_ENDPOINT
     assert not names & {"pytest", "mypy", "ruff", "uv", "hatchling", "matplotlib", "schemathesis"}
