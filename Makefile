@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults runbooks fuzz audit check check-deploy dashboard monitoring-check try-units \
-  format lock clean
+.PHONY: help demo up test faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
+  try-units format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ check: $(STAMP)  ## lint, check the format and the types
 check-deploy: $(STAMP)  ## check what deploys the service with the engines that will read it
 	@echo "==> The deployment's files"
 	@PYTHONPATH=tests $(BIN)/python -m deploy $(ARGS)
+
+manifests: $(STAMP)  ## render deploy/kubernetes from the chart, and its schema from the settings
+	@PYTHONPATH=tests $(BIN)/python -m deploy.kubernetes
 
 # It takes what `make check-deploy` installs.
 dashboard:  ## draw the Grafana dashboard anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,11 @@ def until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> No
 
 
 class RunningTier:
-    """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own."""
+    """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own.
+
+    Args:
+        tls: how it does so with TLS: uvicorn's options, and what its clients here use.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class RunningTier:
         engine: Engine | None,
         http: type[HttpToolsProtocol] = Protocol,
         pools: DecoderPools = POOLS,
+        tls: tuple[dict[str, Any], ssl.SSLContext] | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -58,14 +64,16 @@ class RunningTier:
         self.service: Service = self.app.state.service
         listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        options, context = tls or ({}, None)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         keys = config.api_keys
         self.key = keys[0].get_secret_value() if keys else None
-        self.client = httpx2.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
-        self._callers = ThreadPoolExecutor(16)
-        self._server = uvicorn.Server(
-            uvicorn.Config(self.app, log_config=None, lifespan="on", http=http, proxy_headers=False)
+        self.client = httpx2.Client(
+            base_url=self.url, timeout=PATIENCE, trust_env=False, verify=context or True
         )
+        self._callers = ThreadPoolExecutor(16)
+        common: dict[str, Any] = {"log_config": None, "lifespan": "on", "proxy_headers": False}
+        self._server = uvicorn.Server(uvicorn.Config(self.app, http=http, **common, **options))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         until(lambda: self._server.started, "the server listens")
@@ -178,8 +186,9 @@ class Tiers:
         *,
         wait: bool = True,
         http: type[HttpToolsProtocol] = Protocol,
+        tls: tuple[dict[str, Any], ssl.SSLContext] | None = None,
     ) -> RunningTier:
-        tier = RunningTier(config, engine or FakeEngine(), http)
+        tier = RunningTier(config, engine or FakeEngine(), http, tls=tls)
         self._running.append(tier)
         if wait:
             tier.wait_until_ready()

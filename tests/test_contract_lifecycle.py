@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -172,6 +173,16 @@ def test_a_stopping_tier_says_so_to_everybody_who_still_comes(
     assert tier.process.wait(PATIENCE) in (0, -how)
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(tier.url, trust_env=False)
+
+
+def test_a_stop_can_be_seen_even_if_nothing_is_worked_on(start: Callable[..., Process]) -> None:
+    """Who asks whether it is ready gets that answer, and finds no closed port."""
+    tier = start()
+    tier.process.send_signal(signal.SIGTERM)
+    until(lambda: tier.client.get("/v1/ready").status_code == 503, "the tier says that it stops")
+    time.sleep(0.3)  # who looks now and then
+    assert tier.client.get("/v1/ready").status_code == 503
+    assert tier.process.wait(PATIENCE) in (0, -signal.SIGTERM)
 
 
 def test_stalled_uploads_are_refused_at_once_and_hold_nothing_up(

@@ -15,9 +15,10 @@ import pytest
 
 from deploy import engines, images
 from pages import ROOT, SRC, page_command
+from running import Tiers
 
 MAKE = shutil.which("make") or "make"
-FILES = ("docker", "configs", "docker-compose.yml", ".env")
+FILES = ("docker", "configs", "deploy", "docker-compose.yml", ".env")
 
 
 def needs(*names: str) -> None:
@@ -114,6 +115,8 @@ def test_dockerfiles_that_part_company_are_found(copy: Path) -> None:
         ("prom/prometheus:v3.5.0", "prom/prometheus:latest", "has no version"),
         ("GF_SECURITY_ADMIN_PASSWORD__FILE", "GF_SECURITY_ADMIN_PASSWORD", "has a secret"),
         ("./configs/container/gpu", "./configs", "keys in it"),
+        ("./deploy/alertmanager:", "./deploy/alerts:", "which is not there"),
+        ("  alertmanager:\n    <<", "  alerts:\n    <<", "alertmanager is no service"),
     ],
 )
 def test_a_fault_in_compose_is_found(copy: Path, what: str, instead: str, said: str) -> None:
@@ -195,7 +198,6 @@ def make(copy: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
     In Docker's place is a script that knows which containers run.
     """
     shutil.copy(ROOT / "Makefile", copy)
-    shutil.copytree(ROOT / "deploy", copy / "deploy")
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
     docker.write_text(
@@ -277,6 +279,14 @@ def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: P
     assert "--gpus all" in make("start", "VARIANT=gpu")[1][-1]
 
 
+def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
+    (call,) = make("start", "TIERS=fallback", "BIND=0.0.0.0")[1]
+    assert "--publish 0.0.0.0:8082:8082" in call
+    (call,) = make("start", "TIERS=primary", f"CONFIGS={ROOT}/configs/container/gpu")[1]
+    assert "--name stt-primary" in call
+    assert "--publish 0.0.0.0:8081:8081" in call
+
+
 def test_the_keys_that_make_makes_fit_and_stay(make: Make, copy: Path) -> None:
     make(*page_command("Compose and images", "make secrets").split()[1:])
     secrets = copy / "secrets"
@@ -325,6 +335,28 @@ def test_make_stops_the_primary_first(make: Make) -> None:
         "stop stt-fallback",
         "rm stt-fallback",
     ]
+
+
+# Health
+
+
+def asked(port: int, *path: str) -> int:
+    """What the health check of an image ends with."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docker/health.py", str(port), *path],
+        env={"http_proxy": "http://127.0.0.1:1"},
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode
+
+
+def test_the_health_check_tells_well_from_not_well_and_asks_no_proxy(tiers: Tiers) -> None:
+    port = int(tiers.fallback().url.rpartition(":")[2])
+    assert asked(port) == 0
+    assert asked(port, "/v1/ready") == 0
+    assert asked(port, "/v1/nothing") == 1
+    assert asked(1) == 1
 
 
 # What is installed

@@ -101,14 +101,14 @@ MISTAKES: dict[str, tuple[Part, str, str, str, str]] = {
         TESTS,
         'ALERTS{alertname="SttGpuSaturated", alertstate="firing"}',
         'up{alertname="SttGpuSaturated"}',
-        "none in which SttGpuSaturated (ticket) fires",
+        "none in which SttGpuSaturated (ticket) is firing",
     ),
     "an alert that no test sees quiet": (
         monitoring.alerts,
         TESTS,
         'ALERTS{alertname="SttGpuSaturated"}',
         'up{alertname="SttGpuSaturated"}',
-        "SttGpuSaturated (ticket) does not fire",
+        "none in which SttGpuSaturated (ticket) is quiet",
     ),
     "a setting that Alertmanager does not have": (
         monitoring.routes,

@@ -247,6 +247,15 @@ class PrimaryConfig(TierConfig):
     fallback_api_key_file: Path | None = Field(
         None, description="file with that key; re-read when it changes"
     )
+    fallback_ca_file: Path | None = Field(
+        None, description="PEM file of who vouches for the fallback; none: as the system trusts"
+    )
+    fallback_cert_file: Path | None = Field(
+        None, description="PEM file with the certificate that the primary shows the fallback"
+    )
+    fallback_key_file: Path | None = Field(
+        None, description="PEM file with its key; all three are re-read when they change"
+    )
     fallback_timeout_s: float = Field(
         30, gt=0, le=3600, description="longest wait for the fallback"
     )

@@ -29,6 +29,7 @@ NEXT_ADDRESS_S = 0.25
 _INFO = {"client_addr": "sockname", "server_addr": "peername", "socket": "socket"}
 _AddressInfo = tuple[int, int, int, str, Any]  # as of getaddrinfo
 _Options = Iterable[httpcore2.SOCKET_OPTION]
+LatestTLS = Callable[[], ssl.SSLContext]
 
 
 class Network(httpcore2.AsyncNetworkBackend):
@@ -36,10 +37,12 @@ class Network(httpcore2.AsyncNetworkBackend):
 
     Args:
         address: host name or IP address to connect to, whatever host is asked for.
+        latest_tls: what a new connection uses, whatever httpcore2's pool was made with.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, latest_tls: LatestTLS | None = None) -> None:
         self._address = address
+        self._latest_tls = latest_tls
 
     async def connect_tcp(
         self,
@@ -53,7 +56,8 @@ class Network(httpcore2.AsyncNetworkBackend):
             found = await _resolve(self._address or host, port)
             options = list(socket_options or ())
             opened = await _first([partial(_open, info, options, local_address) for info in found])
-            return await _stream(opened, asyncio.get_running_loop().create_connection)
+            create = asyncio.get_running_loop().create_connection
+            return await _stream(opened, create, self._latest_tls)
 
         return await _in_time(timeout, connect())
 
@@ -77,8 +81,9 @@ class Network(httpcore2.AsyncNetworkBackend):
 class Stream(httpcore2.AsyncNetworkStream):
     """One connection: a whole request, then its answer, and so on; never both at once."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, latest_tls: LatestTLS | None = None) -> None:
         self._wire = wire
+        self._latest_tls = latest_tls
         self._between = False  # an answer and the next request
         self._spoilt = False  # a part of a request was not sent
         self._unyielded = 0
@@ -171,6 +176,10 @@ class Stream(httpcore2.AsyncNetworkStream):
             httpcore2.ConnectError: no handshake, or a certificate that does not hold.
             httpcore2.ConnectTimeout: not within so many seconds.
         """
+
+        if self._latest_tls is not None:
+            ssl_context = self._latest_tls()
+            ssl_context.set_alpn_protocols(["http/1.1"])  # as httpcore2 does with its own
 
         async def secure() -> Stream:
             await self._wire.secure(ssl_context, server_hostname)
@@ -267,13 +276,17 @@ def _drop(attempt: asyncio.Future[socket.socket]) -> None:
         attempt.result().close()
 
 
-async def _stream(opened: socket.socket, create: Callable[..., Awaitable[Any]]) -> Stream:
+async def _stream(
+    opened: socket.socket,
+    create: Callable[..., Awaitable[Any]],
+    latest_tls: LatestTLS | None = None,
+) -> Stream:
     try:
         _, wire = await create(Wire, sock=opened)
     except BaseException:
         opened.close()
         raise
-    return Stream(wire)
+    return Stream(wire, latest_tls)
 
 
 def _say(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import cast
 import httpcore2
 import httpx2
 
-from stt_sdk._network import Network
+from stt_sdk._network import LatestTLS, Network
 
 LIMITS = httpx2.Limits(
     max_connections=None,  # how much is asked at once is for the caller to decide
@@ -47,7 +47,8 @@ class Transport(httpx2.AsyncBaseTransport):
     """HTTP/1.1, with connections that are kept for the next request.
 
     Args:
-        ssl_context: for https; None: httpx2's default one, made with the first such request.
+        ssl_context: for https, or what gives the one for each new connection; None: httpx2's
+            default one, made with the first such request.
         address: host name or IP address to connect to, whatever the URL's host; TLS and the Host
             header keep that.
         limits: of the connections, for http and https each.
@@ -59,12 +60,15 @@ class Transport(httpx2.AsyncBaseTransport):
     def __init__(
         self,
         *,
-        ssl_context: ssl.SSLContext | None = None,
+        ssl_context: ssl.SSLContext | LatestTLS | None = None,
         address: str | None = None,
         limits: httpx2.Limits = LIMITS,
     ) -> None:
+        latest = None
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            latest, ssl_context = ssl_context, ssl_context()
         self._ssl_context = ssl_context
-        self._network = Network(address)
+        self._network = Network(address, latest)
         self._limits = limits
         self._pools: dict[bool, httpcore2.AsyncConnectionPool] = {}
 

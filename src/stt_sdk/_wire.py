@@ -130,8 +130,8 @@ class Wire(asyncio.Protocol):
                 self._secured = True
             except ssl.SSLWantReadError:
                 if self.over:
-                    error = self.error or ConnectionResetError("closed during the handshake")
-                    raise error from None
+                    why = self.error or "the other side hung up"
+                    raise ConnectionResetError(f"during the TLS handshake: {why}") from None
             finally:
                 self._send_records()
             if not self._secured:

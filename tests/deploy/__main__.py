@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deploy import engines, images, monitoring, systemd
+from deploy import engines, envoy, images, kubernetes, monitoring, systemd
 
 # One a kind of file. Each gives a line a finding, which begins with the file.
 CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
+    "envoy": envoy.check,
     "images": images.check,
+    "kubernetes": kubernetes.check,
     "monitoring": monitoring.check,
     "systemd": systemd.check,
 }

@@ -70,6 +70,7 @@ def make_base(name: str) -> None:
     if certificates := os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE"):
         shutil.copy(certificates, tree / "etc/this-machine.pem")
         (tree / "etc/pip.conf").write_text("[global]\ncert = /etc/this-machine.pem\n")
+    output("chroot", tree, "apt-get", "clean")
     buildah("commit", "--quiet", "--rm", container, full)
 
 

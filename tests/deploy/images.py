@@ -22,6 +22,9 @@ from deploy import engines
 TIERS = {"primary": 8081, "fallback": 8082}
 PROFILES = ("cpu", "gpu", "monitoring")
 COMPOSE = "docker-compose.yml"
+TARGETS = "deploy/prometheus/targets/stt.yml"
+# What is mounted and not in the repository.
+MADE_THERE = ("models", "secrets")
 # How long a tier may drain, in seconds; who stops it has to wait longer.
 DRAIN_S = PrimaryConfig.model_fields["drain_timeout_s"].default
 SHARED_FROM, SHARED_TO = "# Down to", "# This tier"
@@ -122,12 +125,17 @@ def _words(exec_form: str) -> list[str]:
 
 def compose(root: Path) -> Iterator[str]:
     yield from dclint(root)
+    everywhere: set[str] = set()
     for profile in PROFILES:
         services: dict[str, Any] = {}
         yield from _resolved(root, profile, services)
+        everywhere |= services.keys()
         for name, service in services.items():
-            for what in _service(name, service, services):
+            for what in _service(root, name, service, services):
                 yield f"{COMPOSE}: {name}: {what}"
+    scraped = re.findall(r'^- targets: \["([^":]+)', (root / TARGETS).read_text(), re.MULTILINE)
+    for name in set(scraped) - everywhere:
+        yield f"{TARGETS}: {name} is no service of {COMPOSE}"
 
 
 def dclint(root: Path) -> Iterator[str]:
@@ -161,7 +169,9 @@ def _resolved(root: Path, profile: str, services: dict[str, Any]) -> Iterator[st
         services.update(json.loads(done.stdout)["services"])
 
 
-def _service(name: str, service: dict[str, Any], all_of_them: dict[str, Any]) -> Iterator[str]:
+def _service(
+    root: Path, name: str, service: dict[str, Any], all_of_them: dict[str, Any]
+) -> Iterator[str]:
     if service.get("restart") != "unless-stopped":
         yield "is not started again: restart: unless-stopped"
     if service.get("cap_drop") != ["ALL"] or "no-new-privileges:true" not in service.get(
@@ -175,6 +185,9 @@ def _service(name: str, service: dict[str, Any], all_of_them: dict[str, Any]) ->
         paths = (Path(each["source"]), Path(each["target"]))
         if any(path.is_file() or (path.suffix and not path.is_dir()) for path in paths):
             yield f"mounts a single file, {each['source']}, which stays the one that it was"
+        ours = paths[0].is_relative_to(root) and paths[0].relative_to(root).parts[0]
+        if ours and ours not in MADE_THERE and not paths[0].exists():
+            yield f"mounts {paths[0]}, which is not there"
         if not each.get("read_only"):
             yield f"can write to {each['source']}"
     for key in service.get("environment") or {}:

@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from pathlib import Path
 from deploy import engines, scripted
 from deploy.alertmanager import Alertmanager, Inbox, inbox
 from deploy.dashboards import JSON, filled, queries, rules
-from deploy.prometheus import Prometheus
+from deploy.prometheus import Prometheus, unused_port
 from deploy.scripted import Target
 from deploy.shorten import FAST
 from faults import load
@@ -42,6 +43,19 @@ LIMIT_S = 300.0
 # Until the longest range and the longest offset are filled.
 WELL_S = 2.0 * FAST.most + 5
 SAMPLES = engines.ROOT / "samples"
+# NVML of a machine with a GPU, for the tiers to find in its place.
+NVML = """
+from types import SimpleNamespace as Some
+
+class NVMLError(Exception): pass
+
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetComputeRunningProcesses(handle): return []
+def nvmlDeviceGetMemoryInfo(handle): return Some(used=3 * 1024**3, total=24 * 1024**3)
+def nvmlDeviceGetUtilizationRates(handle): return Some(gpu=37, memory=12)
+"""
 # Alerts that there need not be.
 MAY_BE_EMPTY = {"panel “Alerts”", "annotation “Pages”"}
 
@@ -55,22 +69,33 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201  # what the command is for
 
 
+def feign_gpu(folder: Path) -> None:
+    """Have the tiers that this process starts find that NVML before any other."""
+    folder.mkdir()
+    (folder / "pynvml.py").write_text(NVML, encoding="utf-8")
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
 async def watch_real_tiers(folder: Path) -> tuple[list[str], Given]:
     """Both tiers under load.
 
     Returns:
         what the load was; what each query of the dashboard gave: "" where it gave data.
     """
+    feign_gpu(folder)
     async with Lab() as lab:
-        fallback = await lab.fallback(Whisper(WEIGHTS))
+        fallback = await lab.fallback(Whisper(WEIGHTS), port=unused_port(), DEVICE="auto")
         primary = await lab.primary(
             Whisper(WEIGHTS),
+            port=unused_port(),
             FALLBACK_URL=f"http://{HOST}:{fallback.port}",
+            DEVICE="auto",
             SHADOW_RATE=1,
             FINAL_PICK="best",
         )
         tiers = {f"stt-{tier.name}": [f"{HOST}:{tier.port}"] for tier in (primary, fallback)}
-        async with Prometheus(folder, tiers) as prometheus:
+        async with Prometheus(folder / "prometheus", tiers) as prometheus:
             await prometheus.data("count(up == 1) == 2")
             given: Given = {}
             answers: list[load.Answer] = []

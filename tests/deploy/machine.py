@@ -27,8 +27,8 @@ def unable() -> str:
     for program, package in (("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux")):
         if shutil.which(program) is None:
             return f"a container with systemd takes {program}, of Debian's {package}"
-    if not Path("/sys/fs/cgroup").is_mount():
-        return "a container with systemd takes cgroups"
+    if " cgroup2 " not in Path("/proc/self/mounts").read_text():
+        return "a container with systemd takes control groups of version 2"
     return ""
 
 
@@ -78,8 +78,11 @@ def machine(folder: Path, name: str) -> Iterator[Machine]:
     with ExitStack() as stack:
         root = _files(folder, stack)
         console = stack.enter_context((folder / "console").open("wb"))
+        group = stack.enter_context(_group(name))
         process = subprocess.Popen(
             [
+                # Two of them in one group would stop each other's services.
+                *("/bin/sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"),
                 *("systemd-nspawn", "--quiet", "--boot", f"--directory={root}"),
                 *(f"--machine={name}", "--register=no", "--keep-unit", "--link-journal=no"),
                 *("--private-network", "--console=pipe", "--resolv-conf=off", "--timezone=off"),
@@ -119,6 +122,20 @@ def _files(folder: Path, stack: ExitStack) -> Path:
         shutil.rmtree(enabled)
         enabled.mkdir()
     return root
+
+
+@contextmanager
+def _group(name: str) -> Iterator[Path]:
+    """A control group of its own."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    group = Path(next(where for _, where, kind, *_ in mounts if kind == "cgroup2"), name)
+    group.mkdir(exist_ok=True)
+    try:
+        yield group
+    finally:
+        for folder in sorted(group.rglob("*/"), reverse=True):
+            folder.rmdir()
+        group.rmdir()
 
 
 def _mount(stack: ExitStack, where: Path, *what: str) -> None:

@@ -48,7 +48,7 @@ def rule_tests(root: Path) -> Iterator[str]:
 
 def alerts(root: Path) -> Iterator[str]:
     """Every alert says what to do, and has tests in which it fires and in which it does not."""
-    firing, quiet = _tested(root)
+    tested = _tested(root)
     for file, rule in rules(root):
         if "alert" not in rule:
             continue
@@ -65,10 +65,9 @@ def alerts(root: Path) -> Iterator[str]:
             yield f"{file}: {name}: its runbook is {page}, not {said['runbook']}"
         if (root / RUNBOOKS).is_dir() and not (root / page).is_file():
             yield f"{file}: {name}: there is no {page}"
-        if (name, severity) not in firing:
-            yield f"{PROMETHEUS}/tests: none in which {name} ({severity}) fires"
-        if (name, severity) not in quiet:
-            yield f"{PROMETHEUS}/tests: none in which {name} ({severity}) does not fire"
+        for state, seen in tested.items():
+            if (name, severity) not in seen:
+                yield f"{PROMETHEUS}/tests: none in which {name} ({severity}) is {state}"
 
 
 def runbook(alert: str) -> str:
@@ -104,27 +103,27 @@ def grafana(root: Path) -> Iterator[str]:
             yield f"{file.relative_to(root)}: no {wanted} of apiVersion 1"
 
 
-def _tested(root: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-    """Alerts, with their severity, that tests see firing, and that they see quiet."""
-    firing: set[tuple[str, str]] = set()
-    quiet: set[tuple[str, str]] = set()
-    severities = {
+def _tested(root: Path) -> dict[str, set[tuple[str, str]]]:
+    """The alerts, with their severity, that tests see pending, firing, and neither (`quiet`)."""
+    found: dict[str, set[tuple[str, str]]] = {"pending": set(), "firing": set(), "quiet": set()}
+    there = {
         (rule["alert"], rule["labels"]["severity"]) for _, rule in rules(root) if "alert" in rule
     }
     for file in sorted((root / PROMETHEUS / "tests").glob("*.yml")):
         for test in yaml.safe_load(file.read_text(encoding="utf-8"))["tests"]:
             for look in test.get("promql_expr_test") or ():
-                if not look["expr"].startswith("ALERTS{"):
-                    continue
-                labels = dict(re.findall(r'(\w+)="([^"]*)"', look["expr"]))
-                name = labels["alertname"]
-                of = {s for a, s in severities if a == name and s == labels.get("severity", s)}
-                if look["exp_samples"] and labels.get("alertstate") == "firing":
-                    firing |= {(name, severity) for severity in of}
-                # Not pending either.
-                elif not look["exp_samples"] and "alertstate" not in labels:
-                    quiet |= {(name, severity) for severity in of}
-    return firing, quiet
+                if look["expr"].startswith("ALERTS{"):
+                    labels = dict(re.findall(r'(\w+)="([^"]*)"', look["expr"]))
+                    state = labels.get("alertstate", "quiet")
+                    # That one is not yet firing says nothing of whether it is quiet.
+                    if bool(look["exp_samples"]) is not (state == "quiet"):
+                        found[state] |= {
+                            (name, severity)
+                            for name, severity in there
+                            if name == labels["alertname"]
+                            and severity == labels.get("severity", severity)
+                        }
+    return found
 
 
 def _complaints(root: Path, file: Path, command: Sequence[str]) -> Iterator[str]:

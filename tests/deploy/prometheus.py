@@ -39,7 +39,7 @@ class Server:
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], folder: Path) -> None:
-        self.port = _unused_port()
+        self.port = unused_port()
         self.url = f"http://{HOST}:{self.port}"
         self.log = folder / f"{name}.log"
         self._name = name
@@ -271,8 +271,8 @@ class Prometheus(Server):
         return {series["metric"]["alertstate"] for series in history}
 
 
-def _unused_port() -> int:
-    # Any one: of those that are counted up, two servers that start together would take the same.
+def unused_port() -> int:
+    """Any one: of ports that are counted up, two servers that start together take the same."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

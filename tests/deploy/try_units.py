@@ -253,8 +253,8 @@ def test_a_new_version_is_installed_and_taken_back(host: Machine) -> None:
     keys = host.said("cat /opt/stt/keys/*/*")
     again = typed(host, page_command("systemd", "sudo sh deploy/systemd/install.sh"))
     if "is installed already" in again.stdout:  # a clean checkout; as if it had changed
-        other = f"git clone --quiet --no-hardlinks {ROOT} /var/checkout && cd /var/checkout && touch new"
-        typed(host, f"{other} && sh deploy/systemd/install.sh")
+        clone = f"git clone --quiet --no-hardlinks {ROOT} /var/checkout"
+        typed(host, f"{clone} && cd /var/checkout && touch new && sh deploy/systemd/install.sh")
     second = host.said(version)
     assert second != first
     typed(host, page_command("systemd", "sudo systemctl restart stt-fallback"))

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from certificates import Authority
 from faults import load
+from faults.balancer import Balancer
 from faults.proxy import Fault, FaultProxy
 from faults.stub import SLOTS, Stub
 from faults.tiers import Build, Tier
+from stt_cascade.cli.child import HOST
 
 Size = Literal["short", "usual", "long"]
 # Enough to keep the slots busy, and few enough that nobody is refused.
@@ -69,6 +72,29 @@ class Lab:
 
     async def proxy(self, target: int, faults: Sequence[Fault] = ("none",)) -> FaultProxy:
         return await self._exit.enter_async_context(FaultProxy(target, faults))
+
+    async def balancer(
+        self,
+        tiers: Sequence[Tier],
+        file: str = "envoy.yaml",
+        authority: Authority | None = None,
+        **changes: Any,
+    ) -> Balancer:
+        """Envoy in front of tiers, as deploy/envoy/ has it but for these changes.
+
+        Args:
+            authority: signs its certificate; by default one that nobody else has.
+            changes: of its cluster of tiers.
+        """
+        self._count += 1
+        folder = self.folder / f"{self._count}-envoy"
+        authority = authority or Authority(folder / "authority")
+        shown = authority.issue(f"envoy-{self._count}", f"IP:{HOST}")
+        ports = [tier.port for tier in tiers]
+        balancer = Balancer(file, folder, ports, authority, shown, **changes)
+        self._exit.push_async_callback(balancer.close)
+        await balancer.start(healthy=len(tiers))
+        return balancer
 
     async def _start(
         self, name: str, build: Build | None, command: Sequence[str], settings: dict[str, Any]

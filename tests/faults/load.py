@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -77,20 +78,26 @@ def upload(
 
 
 async def call(
-    port: int, sent: bytes, *, patience: float = PATIENCE_S, leaves_after: float | None = None
+    port: int,
+    sent: bytes,
+    *,
+    patience: float = PATIENCE_S,
+    leaves_after: float | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Send bytes on a connection of their own, and take all that comes until it ends.
 
     Args:
         patience: seconds after which nobody waits any more.
         leaves_after: seconds after which this caller goes away.
+        tls: the connection is one with TLS.
     """
     began = asyncio.get_running_loop().time()
     received = bytearray()
     how = "answered"
     limit = patience if leaves_after is None else leaves_after
     try:
-        await asyncio.wait_for(_exchange(port, sent, received), limit)
+        await asyncio.wait_for(_exchange(port, sent, received, tls), limit)
     except asyncio.TimeoutError:  # from Python 3.11 on an OSError
         how = "hanging" if leaves_after is None else "left"
     except ConnectionRefusedError:
@@ -101,8 +108,10 @@ async def call(
     return parse(bytes(received), how, seconds, began)
 
 
-async def _exchange(port: int, sent: bytes, received: bytearray) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def _exchange(
+    port: int, sent: bytes, received: bytearray, tls: ssl.SSLContext | None
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     try:
         try:
             writer.write(sent)
@@ -142,6 +151,7 @@ async def closed_loop(
     callers: int,
     seconds: float = math.inf,
     most: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> list[Answer]:
     """So many callers, each of whom asks again as soon as it has its answer.
 
@@ -155,7 +165,7 @@ async def closed_loop(
 
     async def one() -> None:
         while clock() < end and (number := next(numbers, None)) is not None:
-            answers.append(await call(port, _nth(requests, number)))
+            answers.append(await call(port, _nth(requests, number), tls=tls))
 
     await asyncio.gather(*(one() for _ in range(callers)))
     return answers
@@ -169,20 +179,25 @@ async def open_loop(
     seconds: float,
     patience: float = PATIENCE_S,
     until: Callable[[], bool] = lambda: False,
+    tls: ssl.SSLContext | None = None,
+    seed: int | None = None,
 ) -> list[Answer]:
     """So many requests a second, whatever becomes of those before.
 
     Args:
         until: ends it earlier.
+        seed: they come at random moments; by default one as long after the other.
     """
     clock = asyncio.get_running_loop().time
-    began = clock()
+    due, chance = clock(), None if seed is None else seeded(seed)
     calls: list[asyncio.Task[Answer]] = []
     for number in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - clock()))
+        await asyncio.sleep(max(0.0, due - clock()))
         if until():
             break
-        calls.append(asyncio.create_task(call(port, _nth(requests, number), patience=patience)))
+        due += 1 / rate if chance is None else chance.expovariate(rate)
+        sent = _nth(requests, number)
+        calls.append(asyncio.create_task(call(port, sent, patience=patience, tls=tls)))
     return list(await asyncio.gather(*calls))
 
 

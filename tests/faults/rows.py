@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, escalation, hostile, overload, pool, soak, speech
+from faults import bodies, ends, envoy, escalation, hostile, overload, pool, soak, speech
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
@@ -12,6 +12,7 @@ ROWS: tuple[Row, ...] = (
     *escalation.ROWS,
     *ends.ROWS,
     *pool.ROWS,
+    *envoy.ROWS,
     *soak.ROWS,
     *speech.ROWS,
 )

@@ -6,16 +6,22 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 from pydantic import SecretStr
 
+from stt_cascade.admission.certificates import FILES, fallback_tls
 from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig, in_force, load
 
 log = structlog.get_logger("stt.keys")
 POLL_SECONDS = 1.0
+# Settings that do not need a restart.
+REREAD = (
+    *("API_KEYS", "API_KEYS_FILE", "METRICS_KEYS", "METRICS_KEYS_FILE"),
+    *("FALLBACK_API_KEY", "FALLBACK_API_KEY_FILE", *(name.upper() for name in FILES)),
+)
 
 
 class KeyRing:
@@ -62,14 +68,14 @@ class KeyRing:
 
 
 class Secrets:
-    """The keys of one tier, from its settings and key files, re-read when a file changes.
+    """The keys and certificates of one tier, re-read when the file of one of them changes.
 
     The files are polled by content: a mounted Kubernetes Secret is a symbolic link that changes
     underneath. What cannot be read or parsed changes nothing, and neither does a file that would
     leave a guarded service open.
 
     Raises:
-        ConfigError: at the start, a key file cannot be read or holds no usable key.
+        ConfigError: at the start, a file cannot be read, or holds no usable key or certificate.
     """
 
     def __init__(self, config: TierConfig) -> None:
@@ -80,6 +86,7 @@ class Secrets:
         self.ring = KeyRing(api_keys(config))
         self.metrics_ring = KeyRing(metrics_keys(config))
         self.fallback_key = fallback_key(config)
+        self.fallback_tls = fallback_tls(config)
         if self.ring.open:
             log.warning("no API_KEYS: everybody may use this service")
 
@@ -104,19 +111,21 @@ class Secrets:
                 raise ConfigError("no API key is left, which would open the service")
             if not keys_of_metrics and not self.metrics_ring.open:
                 raise ConfigError("no key of the metrics is left, which would open them")
-            new_fallback_key = fallback_key(config)
+            new_fallback_key, new_fallback_tls = fallback_key(config), fallback_tls(config)
         except ConfigError as error:
             log.error("changed settings cannot be used; the old keys stay", reason=str(error))
             return
         self.ring.replace(keys)
         self.metrics_ring.replace(keys_of_metrics)
         self.fallback_key = new_fallback_key
+        before, after = in_force(self._started_with), in_force(config)
+        if after.get("FALLBACK_URL") == before.get("FALLBACK_URL"):  # another one needs a restart
+            self.fallback_tls = new_fallback_tls
         log.info("keys re-read", key_ids=list(self.ring.usage()))
         self._latest = config
         if set(self._contents(config)) != set(contents):
             self._seen = {}  # other key files are named now: the next look takes them in
-        before, after = in_force(self._started_with), in_force(config)
-        changed = [name for name in after if after[name] != before[name] and "_KEY" not in name]
+        changed = [name for name in after if after[name] != before[name] and name not in REREAD]
         if changed:
             log.warning("changed settings need a restart", settings=changed)
 
@@ -124,20 +133,22 @@ class Secrets:
     def _contents(config: TierConfig) -> dict[Path, bytes | None]:
         paths = [config.source, config.api_keys_file, config.metrics_keys_file]
         if isinstance(config, PrimaryConfig):
-            paths.append(config.fallback_api_key_file)
+            paths += [config.fallback_api_key_file, *(getattr(config, each) for each in FILES)]
         return {path: _read(path) for path in paths if path is not None}
 
 
 def check_keys(config: TierConfig) -> None:
-    """See that the keys of a tier can be used.
+    """See that the keys and certificates of a tier can be used.
 
     Raises:
         ConfigError: they cannot; a line for each mistake, with the settings file's name.
     """
     mistakes = []
-    for read in (api_keys, metrics_keys, fallback_key):
+    checks: tuple[Callable[[TierConfig], object], ...]
+    checks = (api_keys, metrics_keys, fallback_key, fallback_tls)
+    for check in checks:
         try:
-            read(config)
+            check(config)
         except ConfigError as error:
             mistakes.append(f"{config.source}: {error}" if config.source else str(error))
     if mistakes:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import ssl
 from typing import Literal, get_args
 
+import httpx2
 from pydantic import ValidationError
 
 from stt_cascade.answer import Answer, ErrorAnswer, ErrorPart
@@ -93,6 +95,35 @@ def read(status: int, retry_after: str, body: bytes) -> Answer:
         theirs=theirs,
         retry_after=_seconds(retry_after) if status in NOT_PROCESSED else None,
     )
+
+
+def broken(error: httpx2.HTTPError, *, secure: bool) -> FallbackError:
+    """What to make of an error on the way there or back.
+
+    Args:
+        secure: the way is one with TLS.
+    """
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        # Nothing was sent, so asking again cannot make the work be done twice.
+        message = f"the fallback cannot be reached: {_say(error)}"
+        return FallbackError("unreachable", message, retry_after=BACKOFF_S)
+    message = f"the call to the fallback broke off: {_say(error)}"
+    if secure and isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError):
+        # With TLS 1.3 a server that takes no such client says so after the handshake, and asyncio's
+        # servers do not say it, they hang up.
+        message += "; it speaks TLS: does it take the certificate in FALLBACK_CERT_FILE?"
+    return FallbackError("broken_off", message)
+
+
+def _say(error: Exception) -> str:
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, ssl.SSLError):
+        below = below.__context__  # httpcore2 hides its causes
+    if isinstance(below, ssl.SSLCertVerificationError):
+        return f"TLS: its certificate does not hold: {below.verify_message}"
+    if isinstance(below, ssl.SSLError) and below.reason:
+        return f"TLS: {below.reason.replace('_', ' ').lower()}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _cause(status: int, type_: str | None) -> Cause:

@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -23,10 +24,10 @@ from stt_cascade.admission.keys import Secrets
 from stt_cascade.answer import Answer
 from stt_cascade.cascade.breaker import PROBE_INTERVAL_S, CircuitBreaker
 from stt_cascade.cascade.fallback_answer import (
-    BACKOFF_S,
     FAULTS,
     MAX_ANSWER_BYTES,
     FallbackError,
+    broken,
     read,
 )
 from stt_cascade.config import PrimaryConfig
@@ -79,7 +80,7 @@ class FallbackClient:
         self.breaker = CircuitBreaker(clock)
         self._http = httpx2.AsyncClient(
             base_url=config.fallback_url,
-            transport=transport or _transport(config.fallback_url),
+            transport=transport or _transport(secrets),
             # The deadline bounds the rest.
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             # A few bytes of a compressed body can become gigabytes.
@@ -237,13 +238,8 @@ class FallbackClient:
             return await within(seconds, self._exchange(seconds, upload, record))
         except OverTime:
             raise FallbackError("timeout", "the fallback did not answer in time") from None
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            # Nothing was sent, so asking again cannot make the work be done twice.
-            message = f"the fallback cannot be reached: {_say(error)}"
-            raise FallbackError("unreachable", message, retry_after=BACKOFF_S) from error
         except httpx2.HTTPError as error:
-            message = f"the call to the fallback broke off: {_say(error)}"
-            raise FallbackError("broken_off", message) from error
+            raise broken(error, secure=self._secrets.fallback_tls is not None) from error
 
     async def _exchange(self, seconds: float, upload: Upload, record: Record) -> Answer:
         headers = {
@@ -272,11 +268,13 @@ class FallbackClient:
         return read(response.status_code, response.headers.get("Retry-After", ""), body)
 
 
-def _transport(url: str) -> Transport:
-    # Made anyway, it would ask the process environment for certificates.
-    secure = httpx2.URL(url).scheme == "https"
+def _transport(secrets: Secrets) -> Transport:
+    # Without TLS there must be no context: made anyway, it would ask the process environment for
+    # certificates.
     return Transport(
-        ssl_context=httpx2.create_ssl_context(trust_env=False) if secure else None,
+        ssl_context=None
+        if secrets.fallback_tls is None
+        else partial(getattr, secrets, "fallback_tls"),
         limits=httpx2.Limits(max_connections=POOL_SIZE, keepalive_expiry=KEEPALIVE_S),
     )
 
@@ -290,7 +288,3 @@ async def _bounded(response: httpx2.Response) -> bytes:
                 "invalid", f"the fallback's answer is longer than {MAX_ANSWER_BYTES} bytes"
             )
     return bytes(body)
-
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
 """How a process ends: from the first signal to its last moment.
 
 signal ──▶ nothing new is taken, what has begun goes on; the port stays open and says so
-   │       all answered, or the grace is over: what is left gets its 503
+   │       all answered and SEEN_S over, or the grace is over: what is left gets its 503
    ▼
 the server's own handler ──▶ port closed, last answers sent, lifespan ended
    │
@@ -28,6 +28,9 @@ log = structlog.get_logger("stt.service")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Kept of the time for the server: to send the last answers and close what is open.
 LAST_WORDS_S = 1.0
+# For so long the port is open even if nothing is worked on: who chooses among several services asks
+# each so often whether it is ready, and what he sends meanwhile is answered, not reset.
+SEEN_S = 1.0
 
 
 class Stop:
@@ -101,7 +104,7 @@ class Stop:
     async def _finish(self, hand_on: Callable[[int], None], number: int) -> None:
         grace = max(self._timeout_s - LAST_WORDS_S, self._timeout_s / 2)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle(), grace)
+            await asyncio.wait_for(asyncio.gather(self._idle(), asyncio.sleep(SEEN_S)), grace)
         self.over.set()
         hand_on(number)
 
