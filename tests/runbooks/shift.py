@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from deploy.prometheus import Prometheus
 from deploy.shorten import Scale
@@ -26,7 +26,6 @@ COMMAND_S = 30.0
 FIRST_PORT = 21_001
 # Evaluations of a rule before its alerts are recorded.
 SETTLING = 4
-Part = TypeVar("Part")
 JOBS = {"primary": "stt-primary", "fallback": "stt-fallback"}
 
 
@@ -134,10 +133,6 @@ class Shift:
         ports = [box.port for box in boxes] if at is None else [at]
         traffic = Traffic(ports, request or clip(), **options)
         return await self._exit.enter_async_context(traffic)
-
-    async def enter(self, part: AbstractAsyncContextManager[Part]) -> Part:
-        """Something else that goes when the shift is over."""
-        return await self._exit.enter_async_context(part)
 
     # Prometheus
 
