@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import httpx2
+
 from deploy.prometheus import Prometheus
 from deploy.shorten import Scale
 from faults.lab import Lab
@@ -235,7 +237,12 @@ class Shift:
             stderr=asyncio.subprocess.STDOUT,
             cwd=self.folder,
         )
-        out, _ = await asyncio.wait_for(process.communicate(), COMMAND_S)
+        try:
+            out, _ = await asyncio.wait_for(process.communicate(), COMMAND_S)
+        except asyncio.TimeoutError:
+            process.kill()
+            self.report.check(_short(line), f"not done within {COMMAND_S:g} s", False)
+            return
         output = out.decode(errors="replace")
         missing = [each for each in shows if not matches(self._here(each), output)]
         holds = process.returncode == 0 and not missing
@@ -282,7 +289,7 @@ async def run(row: Row) -> Report:
             await asyncio.wait_for(row.run(shift), limit)
     except asyncio.TimeoutError:
         shift.report.check("ends", f"not within {limit:g} s", False)
-    except (RuntimeError, LookupError, OSError) as error:
+    except (RuntimeError, LookupError, OSError, httpx2.HTTPError) as error:
         shift.report.check("can be followed", error, False)
     for name in row.alerts:
         states = shift.seen.get(name, set())
