@@ -85,13 +85,13 @@ COMPILE = env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_IN
   --generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 # The images' packages are some of those that the tests run with: the same versions, the same files.
+IMAGE_PACKAGES := --extra server --extra tracing --constraint requirements.txt pyproject.toml -
 lock: $(STAMP)  ## write requirements*.txt anew; UPGRADE=1 takes newer versions
 	@echo "==> Locking pyproject.toml into requirements.txt"
 	@printf '%s\n' $(TOOLCHAIN) | $(COMPILE) --extra dev pyproject.toml - -o requirements.txt
 	@echo "==> Of these, what the images have: requirements-cpu.txt, -gpu.txt, and to build them -build.txt"
-	@echo pip | $(COMPILE) --extra server --constraint requirements.txt pyproject.toml - -o requirements-cpu.txt
-	@echo pip | $(COMPILE) --extra server --extra gpu --constraint requirements.txt pyproject.toml - \
-	  -o requirements-gpu.txt
+	@echo pip | $(COMPILE) $(IMAGE_PACKAGES) -o requirements-cpu.txt
+	@echo pip | $(COMPILE) --extra gpu $(IMAGE_PACKAGES) -o requirements-gpu.txt
 	@printf '%s\n' pip hatchling | $(COMPILE) --constraint requirements.txt - -o requirements-build.txt
 
 clean:  ## remove .venv and all that tools left; models/ stays

@@ -24,6 +24,8 @@ PORT_primary := 8081
 bind = $(or $(BIND),$(if $(filter primary,$(1)),0.0.0.0,127.0.0.1))
 version = $(TAG)$(if $(filter cpu,$(VARIANT)),-cpu)
 image = stt-$(1):$(version)
+# IMAGE_primary=registry.example.com/your/stt-primary@sha256:... runs that one, whatever its tag says.
+ref = $(or $(IMAGE_$(1)),$(if $(REGISTRY),$(REGISTRY)/)$(call image,$(1)))
 
 # Each start makes a folder of its images and a copy of the settings; `current` and `previous` are links.
 RELEASES := .stt/containers
@@ -65,15 +67,15 @@ secrets:  ## make keys of both tiers in secrets/, where there are none
 	  head -n 1 $(SECRETS)/fallback/api.keys > $(SECRETS)/primary/fallback.key; }
 
 start: secrets  ## run both images as containers, in the place of those that run; TAG=1.1, VARIANT=gpu
-	@$(foreach tier,$(TIERS),$(DOCKER) image inspect $(if $(REGISTRY),$(REGISTRY)/)$(call image,$(tier)) \
-	  >/dev/null 2>&1 || $(DOCKER) pull $(if $(REGISTRY),$(REGISTRY)/)$(call image,$(tier));)
+	@$(foreach tier,$(TIERS),$(DOCKER) image inspect $(call ref,$(tier)) >/dev/null 2>&1 \
+	  || $(DOCKER) pull $(call ref,$(tier));)
 	@$(MAKE) --no-print-directory _release
 	@$(MAKE) --no-print-directory _replace
 
 _release:
 	@new=$(RELEASES)/$$(date -u +%Y%m%dT%H%M%S.%3NZ); mkdir -p $$new/config; \
 	cp $(CONFIGS)/*.env $$new/config/; \
-	{ $(foreach tier,$(TIERS),echo "image_$(tier) := $(if $(REGISTRY),$(REGISTRY)/)$(call image,$(tier))"; \
+	{ $(foreach tier,$(TIERS),echo "image_$(tier) := $(call ref,$(tier))"; \
 	  echo "publish_$(tier) := $(call bind,$(tier)):$(PORT_$(tier)):$(PORT_$(tier))";) \
 	  echo "tiers := $(TIERS)"; \
 	  echo "gpus := $(if $(filter gpu,$(VARIANT)),--gpus all)"; \
@@ -82,7 +84,7 @@ _release:
 	  echo "secrets := $(abspath $(SECRETS))"; } > $$new/release.mk; \
 	if [ -L $(RELEASES)/current ]; then ln -sfn "$$(readlink $(RELEASES)/current)" $(RELEASES)/previous; fi; \
 	ln -sfn "$${new##*/}" $(RELEASES)/current; \
-	echo "==> Release $${new##*/}: $(TIERS), $(version), settings of $(CONFIGS)"
+	echo "==> Release $${new##*/}: $(foreach tier,$(TIERS),$(call ref,$(tier))), settings of $(CONFIGS)"
 
 define replace
 @if $(DOCKER) container inspect stt-$(1) >/dev/null 2>&1; then \

@@ -674,17 +674,37 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the verdicts there")
     options = vars(parser.parse_args(words))
     file = options.pop("json")
+    if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+        parser.error(f"{file} cannot be written")  # which is better known now
     stt = Service(**options)
-    rows = [(name, *verdict(stt, check)) for name, check in CHECKS.items()]
+    rows = tried(stt)
     failed = [name for name, state, _ in rows if state == "FAIL"]
     skipped = sum(state == "skipped" for _, state, _ in rows)
+    early = len(rows) < len(CHECKS)
     told = f"{len(rows) - len(failed) - skipped} checks passed, {skipped} skipped"
-    print(f"{stt.url}: {told}, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
-    show(rows)
-    if file is not None:
+    told += f", {len(CHECKS) - len(rows)} not tried" if early else ""
+    if file is not None:  # before anything is printed: who reads that may be gone
         found = [{"check": name, "state": state, "said": said} for name, state, said in rows]
         file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return 1 if failed else 0
+    print(f"{stt.url}: {told}, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
+    show(rows)
+    return 1 if failed or early else 0
+
+
+def tried(stt: Service) -> list[tuple[str, str, str]]:
+    """Each check with its verdict; those until Ctrl-C."""
+    rows: list[tuple[str, str, str]] = []
+    terminal = sys.stderr.isatty()
+    try:
+        for name, check in CHECKS.items():
+            if terminal:
+                print(f"\r{len(rows)}/{len(CHECKS)} {name:30}", end="", file=sys.stderr, flush=True)
+            rows.append((name, *verdict(stt, check)))
+    except KeyboardInterrupt:
+        print("\nEnded early", file=sys.stderr)
+    if terminal:
+        print(f"\r{'':40}\r", end="", file=sys.stderr, flush=True)
+    return rows
 
 
 class _Form(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

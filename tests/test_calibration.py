@@ -21,7 +21,7 @@ from stt_cascade.config import PrimaryConfig, load
 from stt_cascade.engine.protocol import Samples
 from stt_cascade.measure.answers import Answers, ForeignText, Heard, key
 from stt_cascade.measure.calibration import analyse
-from stt_cascade.measure.calibration_page import picture, write_page
+from stt_cascade.measure.calibration_page import picture, whole_page
 from stt_cascade.measure.calibration_text import env, good, sentences, tables
 from stt_cascade.measure.choosing import GRID, Target, cross_validate, families, splits
 from stt_cascade.measure.noise import KINDS, Noise, speech_level, wav
@@ -369,7 +369,7 @@ def test_a_reliability_diagram_has_clips_of_like_scores_together() -> None:
 
 def report_of(clips: Clips, target: str = "fallback", **options: object) -> dict[str, object]:
     figures = analyse(clips, Target.parse(target), number=20, seed=1, **options)  # type: ignore[arg-type]
-    return {"command": "stt calibrate DIR", "failed": [], **figures}
+    return {"command": "stt calibrate DIR", "failed": [], "missing": 0, **figures}
 
 
 def test_good_scores_give_thresholds_that_can_be_used(tmp_path: Path) -> None:
@@ -390,11 +390,9 @@ def test_good_scores_give_thresholds_that_can_be_used(tmp_path: Path) -> None:
     assert any("thresholds in force" in line for line in said)
 
 
-def test_the_page_has_the_picture_and_every_table(tmp_path: Path) -> None:
+def test_the_page_has_the_picture_and_every_table() -> None:
     report = report_of(separable(60))
-    file = tmp_path / "report.html"
-    write_page(report, picture(report), file)
-    page = file.read_text()
+    page = whole_page(report, picture(report)).html().decode()
     assert "data:image/png;base64," in page
     for table in tables(report):
         assert html.escape(table.title) in page

@@ -286,6 +286,18 @@ def test_the_reason_is_told_with_its_figures() -> None:
     assert "1.50 x allowed" in said
 
 
+@pytest.mark.parametrize("changed", [{"p95": 1.225}, {"escalates": 0.3}], ids=str)
+def test_what_is_beyond_a_limit_though_not_for_certain_is_not_promoted(
+    changed: dict[str, Any],
+) -> None:
+    """Of a few requests a change may be chance, and so may be that there is none."""
+    found = [watched(seed, least=50, rate=0.25, **changed) for seed in range(40)]
+    doubtful = [one.verdict() for one in found if one.verdict().outcome == "undecided"]
+    assert len(doubtful) >= 4
+    assert all(one.why.startswith("beyond a limit, though not for certain: ") for one in doubtful)
+    assert not doubtful[0].too_little  # it is for nobody to wave through
+
+
 def test_a_slow_minute_is_not_sustained() -> None:
     def warms_up(look: int, baseline: Simulated, canary: Simulated) -> None:
         canary.p95 = 3.0 if look <= 3 else 0.7
@@ -342,6 +354,14 @@ def test_a_baseline_that_dies_leaves_it_undecided() -> None:
         watch.take(30.0 * look, {"old": Silence("refused")}, {"new": sample})
     assert watch.over
     assert watch.verdict().says == "Undecided: no baseline can be asked (old: refused)."
+
+
+def test_an_instance_that_counts_on_both_sides_leaves_it_undecided() -> None:
+    watch = Watch(LASTS, LOOKS, LASTS / 2)
+    sample = Simulated(np.random.default_rng(1)).sample()
+    watch.take(0.0, {"old": sample, "new": sample}, {"new": sample})
+    assert watch.over
+    assert watch.verdict().says == "Undecided: new counts on both sides."
 
 
 def test_a_restart_loses_nothing_and_is_told() -> None:
@@ -513,7 +533,8 @@ def test_ctrl_c_still_reports_and_promotes_nothing(tiers: Tiers, tmp_path: Path)
 
 def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
     one, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
-    words = ("--baseline", one.url, "--canary", one.url, "--for", "1s", "--every", "0.5s")
+    other, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
+    words = ("--baseline", one.url, "--canary", other.url, "--for", "1s", "--every", "0.5s")
     status, output = asyncio.run(stt(*words))
     assert status == 1
     assert "a key of METRICS_KEYS is needed" in output.replace("\n", " ")
@@ -526,7 +547,14 @@ def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
     [
         (("--baseline", "http://127.0.0.1:9"), "--canary"),
         (("--baseline", "localhost:9", "--canary", "localhost:9"), "is no address"),
+        (("--prometheus", "http://127.0.0.1:9", "--canary", "http://a"), "or else --prometheus"),
+        (("--baseline", "http://a", "--canary", "http://b", "--canary", "http://a/"), "both sides"),
+        (
+            ("--prometheus", "http://127.0.0.1:9", "--canary-selector", 'track="stable"'),
+            "both sides",
+        ),
         (("--prometheus", "http://127.0.0.1:9", "--for", "soon"), "is no time"),
+        (("--prometheus", "http://127.0.0.1:9", "--for", "0"), "is no time"),
         (("--prometheus", "http://127.0.0.1:9", "--sustained", "20m"), "must rise"),
     ],
 )

@@ -23,7 +23,7 @@ from running import RunningTier, Tiers, until
 from stt_cascade.cli.app import app
 from stt_cascade.config import PrimaryConfig, load
 from stt_cascade.engine.protocol import Options, Samples, Utterance
-from tones import tone, wav
+from tones import encoded, tone, wav
 
 GATES_OFF = {
     "conf_logprob_threshold": 0,
@@ -253,6 +253,30 @@ def test_a_single_clip_that_cannot_be_decoded_does_not_end_the_command(
     assert "7.wav: not an audio file" in " ".join(result.output.replace("│", " ").split())
 
 
+def test_a_clip_that_only_its_name_tells_the_format_of_is_sent_with_it(
+    tiers: Tiers, folder: Path, tmp_path: Path
+) -> None:
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("7.wav", "7.g722"))
+    for number in (7, 17, 27, 37, 47):
+        (folder / f"{number}.g722").write_bytes(encoded("g722"))
+    figures = tmp_path / "x.json"
+    both = pair(tiers, FakeEngine(), FakeEngine())
+    stt(*words(folder, both), "--noise", "10", "--json", str(figures))
+    assert json.loads(figures.read_text())["failed"] == []
+
+
+def test_a_path_is_shown_as_it_is(tiers: Tiers, folder: Path) -> None:
+    odd = folder.rename(folder.with_name("clips [red]ü"))
+    (odd / "[").mkdir()
+    (odd / "[" / "b]").write_bytes(b"no audio")
+    manifest = odd / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace('"7.wav"', '"[/b]"'))
+    result = stt(*words(odd, pair(tiers)))
+    assert result.exit_code == 1
+    assert f"failed {odd / '[' / 'b]'}: " in result.stdout
+
+
 def test_an_address_where_nobody_listens_is_said(tiers: Tiers, folder: Path, nobody: str) -> None:
     primary, _ = pair(tiers)
     result = stt(*words(folder, (primary, primary))[:-4], "--fallback-url", nobody)
@@ -285,6 +309,8 @@ def test_what_the_primary_cannot_do_itself_counts_as_escalated(
     [
         (["--target", "few"], "neither 'fallback' nor a share such as 15%"),
         (["--noise", "loud"], "no list of dB such as 10,5,0"),
+        (["--noise", "nan"], "no list of dB such as 10,5,0"),
+        (["--noise", "10,inf"], "no list of dB such as 10,5,0"),
         (["--noise-kind", "pink"], "shaped, babble, white"),
         (["--primary-url", "http://127.0.0.1:1"], "belong together"),
         (["--against", "missing.env"], "missing.env"),

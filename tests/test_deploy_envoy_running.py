@@ -8,6 +8,7 @@ import os
 import signal
 import ssl
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,89 @@ def test_what_a_primary_may_have_worked_on_is_not_sent_again() -> None:
         assert sum(tier.counts.begun for tier in tiers) == 1
 
     in_front(scenario, SLOW, SLOW)
+
+
+@dataclass
+class Says:
+    """A host that is ready, and answers each clip with that error before it has read it all."""
+
+    status: int
+    type: str
+    port: int = 0
+    asked: int = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ready = b"/v1/ready" in await reader.readuntil(b"\r\n\r\n")
+        if not ready:
+            self.asked += 1
+            await reader.readexactly(10_000)
+        status = 200 if ready else self.status
+        headers = f"X-Error-Type: {self.type}\r\nConnection: close\r\nContent-Length: 0"
+        writer.write(f"HTTP/1.1 {status} x\r\n{headers}\r\n\r\n".encode())
+        await writer.drain()
+        while await reader.read(65536):  # else what is unread takes the answer along
+            pass
+        writer.close()
+
+
+def beside(host: Says, scenario: Scenario) -> None:
+    """Run it with Envoy in front of that host and of a primary."""
+
+    async def run() -> None:
+        async with Lab("short") as lab, await asyncio.start_server(host, HOST, 0) as server:
+            host.port = server.sockets[0].getsockname()[1]
+            tiers = await primaries(lab, Stub())
+            await scenario(await lab.balancer([*tiers, host]), tiers)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("type_", ["draining", "not_ready"])
+def test_an_upload_that_has_begun_goes_on_to_another_primary(type_: str) -> None:
+    host = Says(503, type_)
+    large = load.upload(load.CLIP + bytes(3 * 1024 * 1024))
+
+    async def scenario(front: Balancer, tiers: list[Tier]) -> None:
+        calls = 0
+        while not host.asked and calls < 40:  # chance has to choose it
+            calls += 1
+            answer = await ask(front, large)
+            assert (answer.status, json.loads(answer.body)["text"]) == (200, "one two three four")
+        assert host.asked == 1
+        last = (await logged(front, calls))[-1]
+        assert (last["status"], last["attempts"]) == (200, 2)
+
+    beside(host, scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "type_", "left_out"),
+    [(500, "internal", True), (503, "overloaded", False), (502, "fallback_failed", False)],
+)
+def test_who_fails_is_left_out_and_who_is_busy_is_not(
+    status: int, type_: str, left_out: bool
+) -> None:
+    host = Says(status, type_)
+
+    async def scenario(front: Balancer, tiers: list[Tier]) -> None:
+        for _ in range(80):
+            answer = await ask(front, clip())
+            assert answer.status in (200, status)
+            if host.asked == 8:
+                break
+        out = (await front.stats())["envoy_cluster_outlier_detection_ejections_active"]
+        assert (host.asked, out) == ((5, 1) if left_out else (8, 0))
+
+    beside(host, scenario)
+
+
+def test_a_callers_deadline_reaches_the_service() -> None:
+    async def scenario(front: Balancer, tiers: list[Tier]) -> None:
+        answer = await ask(front, clip("X-Deadline-Ms: 200"))
+        assert (answer.status, answer.headers["x-error-type"]) == (504, "deadline_exceeded")
+        assert said_by(tiers[0])[0]["status"] == 504
+
+    in_front(scenario, SLOW)
 
 
 def test_a_new_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:

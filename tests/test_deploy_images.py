@@ -277,6 +277,8 @@ def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: P
     assert "--publish 127.0.0.1:8082:8082" in calls[0]
     assert "--publish 0.0.0.0:8081:8081" in calls[1]
     assert "--gpus all" in make("start", "VARIANT=gpu")[1][-1]
+    pinned = "registry.example.com/your/stt-primary@sha256:0123"
+    assert make("start", f"IMAGE_primary={pinned}")[1][-1].endswith(f" {pinned}")
 
 
 def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
@@ -383,4 +385,5 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
         assert hashes and hashes <= tested[line], line
     names = {line.partition("==")[0] for line in {*cpu, *gpu}}
     assert {"fastapi", "ctranslate2", "faster-whisper", "pip"} <= names
+    assert "opentelemetry-exporter-otlp-proto-http" in names  # OTLP_ENDPOINT
     assert not names & {"pytest", "mypy", "ruff", "uv", "hatchling", "matplotlib", "schemathesis"}

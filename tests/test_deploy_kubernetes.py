@@ -85,6 +85,7 @@ PROMISES = [
         ALL["all extras"],
         "reads /etc/envoy/callers",
     ),
+    ("envoy.yaml", "Values.envoy.resources", "Values.mtls.resources", ALL["all extras"], "768Mi"),
     ("canary.yaml", "-traffic}]", "-trafic}]", ALL["all extras"], "stt-primary-trafic, which is"),
 ]
 

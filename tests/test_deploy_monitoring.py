@@ -61,6 +61,13 @@ MISTAKES: dict[str, tuple[Part, str, str, str, str]] = {
         "job: stt-falback",
         "no target of the job stt-fallback",
     ),
+    "an Envoy whose requests nobody counts": (
+        monitoring.configuration,
+        "deploy/envoy/envoy.yaml",
+        "stat_prefix: stt-primary",
+        "stat_prefix: ingress",
+        "no stat_prefix stt-primary",
+    ),
     "a rule that no longer does what its test says": (
         monitoring.rule_tests,
         f"{RULES}/canary.yml",
@@ -217,7 +224,7 @@ def installed() -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A copy of what is checked."""
-    for folder in ("prometheus", "alertmanager", "grafana"):
+    for folder in ("prometheus", "alertmanager", "grafana", "envoy"):
         shutil.copytree(engines.ROOT / "deploy" / folder, tmp_path / "deploy" / folder)
     return tmp_path
 

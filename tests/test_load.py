@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import PATIENCE, answer_of_fallback
 from faults.lab import Lab
 from faults.stub import Stub
 from faults.tiers import Tier
+from running import Tiers
 from stt_cascade.measure.capacity import (
     Quantiles,
     Summary,
@@ -31,8 +34,9 @@ from stt_cascade.measure.capacity import (
 )
 from stt_cascade.measure.load import Call, Generator, Step, arrivals, step
 from stt_cascade.measure.load_report import doubts
-from stt_sdk import OverloadedError, STTClient
-from tones import tone, wav
+from stt_cascade.measure.load_verdict import failing, verdict
+from stt_sdk import OverloadedError, STTClient, Transcription
+from tones import encoded, tone, wav
 
 Result = TypeVar("Result")
 
@@ -82,9 +86,45 @@ def test_the_knee_is_where_more_callers_bring_nothing(slots: int) -> None:
     assert knee(saturating(slots)) == slots
 
 
+@given(slots=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**32))
+def test_the_knee_is_not_lost_in_the_noise_of_the_plateau(slots: int, seed: int) -> None:
+    rng = random.Random(seed)
+    steps = [
+        summary(level, 10 * min(level, slots) * rng.uniform(0.97, 1.03))
+        for level in (1, 2, 4, 8, 16, 32)
+    ]
+    assert knee(steps) == slots
+
+
 def test_there_is_no_knee_while_throughput_grows() -> None:
     assert knee(saturating(16)) is None
     assert knee(saturating(4, (1, 2))) is None
+
+
+def test_a_service_that_breaks_beyond_the_knee_has_not_come_through() -> None:
+    def at_8(**outcomes: int) -> list[str]:
+        steps = saturating(4)
+        steps[3] = summary(8, 5.0, outcomes={"ok": 10, **outcomes})
+        assert knee(steps) == 4
+        return [step.name for step in failing(steps)]
+
+    # It says that it has too much to do, and its callers find that it has.
+    assert not at_8(overloaded=90, deadline_exceeded=3, request_timeout=1, TimedOut=2)
+    assert at_8(ConnectionFailed=1) == at_8(internal=1) == ["8 at once"]
+
+
+def test_texts_that_fail_at_a_rate_that_it_can_bear_are_failures() -> None:
+    def at(rate: float) -> list[str]:
+        opened = summary(rate, 5.0, kind="open", outcomes={"ok": 10, "deadline_exceeded": 1})
+        return [step.name for step in failing([*saturating(4), opened])]
+
+    assert at(20) == ["20 a second"]
+    assert not at(60)  # 40 is all it gives
+    said, good = verdict(
+        [*saturating(4), summary(20, 20, kind="open", outcomes={"internal": 2})], 1
+    )
+    assert "Texts failed with 20 a second: 2 internal." in said
+    assert not good
 
 
 def test_the_settings_come_with_the_sum_behind_them() -> None:
@@ -127,6 +167,23 @@ def test_the_tier_that_is_waited_for_is_named(
     assert holdup(steps[:1]) is None
 
 
+def test_a_fallback_that_is_loaded_itself_is_judged_by_its_own_inferences() -> None:
+    own = {"fallback": p95(0.4), "escalated": 0.0}
+    steps = [
+        summary(1, 2, queue=p95(0), **own),
+        summary(4, 2.5, queue=p95(2.4), **own),
+    ]
+    found = holdup(steps)
+    assert found is not None
+    assert (found.tier, found.other) == ("fallback", 0)
+    assert found.seconds == pytest.approx(2.4)
+    assert [one.setting for one in advise(steps, slots=1, slo=2.0, replicas=1)] == [
+        "MAX_CONCURRENCY",
+        "MAX_QUEUE",
+    ]
+    assert advise(steps, slots=1, slo=2.0, replicas=1)[1].value == "4"  # 2.5 x (2.0 - 0.4)
+
+
 def test_slots_that_are_the_limit_themselves_are_not_lowered() -> None:
     (first, *_) = advise(saturating(4), slots=4, slo=1.0, replicas=1)
     assert (first.setting, first.value) == ("MAX_CONCURRENCY", "4")
@@ -161,6 +218,22 @@ def test_what_ends_after_the_step_is_no_throughput() -> None:
     assert found.total is not None
     assert found.total.max == pytest.approx(1.5)  # from when it was due, not from when it began
     assert found.late
+
+
+def test_littles_law_holds_of_a_fallback_that_is_loaded_itself() -> None:
+    text = Transcription.from_json(answer_of_fallback())
+    text = replace(text, timings_ms=replace(text.timings_ms, queue_wait=0.0, fallback_infer=500.0))
+    busy = {"in_flight": 1, "queue_depth": 0, "uptime_s": 1.0, "gpu": None}
+    shots = [{**busy, "process": {"cpu_s": 1.0, "rss_mb": 1.0}}] * 4
+    calls = [Call(at, at, at + 0.5, text) for at in (0.0, 0.5, 1.0, 1.5)]
+    assert summarize(Step("closed", 1.0, 2.0, calls, shots)).littles == pytest.approx(1.0)
+
+
+def test_figures_of_another_kind_are_none() -> None:
+    text = Transcription.from_json(answer_of_fallback())
+    found = summarize(Step("closed", 1.0, 2.0, [Call(0.0, 0.0, 0.5, text)], [{"up": True}] * 4))
+    assert (found.littles, found.cores, found.rss_mb) == (None, None, None)
+    assert found.throughput == 0.5
 
 
 def on_a_stub(
@@ -259,8 +332,150 @@ def test_a_generator_that_is_late_says_so() -> None:
     on_a_stub(work, seconds=0.02)
 
 
+def test_littles_law_tells_of_somebody_else_who_uses_the_service() -> None:
+    async def work(tier: Tier) -> None:
+        async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
+
+            async def callers(count: int) -> Summary:
+                return summarize(await step(Generator(client, [CLIP], 20.0), "closed", count, 2.0))
+
+            assert not doubts([await callers(2)])
+            ours, _ = await asyncio.gather(callers(2), callers(2))
+            assert "others may be using it" in doubts([ours])[0]
+
+    on_a_stub(work)
+
+
+def test_a_service_that_dies_meanwhile_has_not_come_through(clips: Path) -> None:
+    async def work(tier: Tier) -> None:
+        async def dies() -> None:
+            while tier.counts.begun < 12:  # noqa: ASYNC110  # another process sets no event
+                await asyncio.sleep(0.01)
+            os.kill(tier.pid, signal.SIGKILL)
+
+        words = ("--concurrency", "1,2,4", "--rates", "", "--seconds", "1")
+        (status, output), _ = await asyncio.gather(
+            stt("load", clips, "--url", f"http://127.0.0.1:{tier.port}", *words), dies()
+        )
+        assert status == 1
+        assert "Texts failed with " in output
+        assert "ConnectionFailed" in output
+        assert "Traceback" not in output
+
+    on_a_stub(work)
+
+
+@pytest.mark.parametrize("command", ["load", "soak"])
+def test_a_key_that_is_not_known_is_named_and_not_the_files(
+    tiers: Tiers, clips: Path, command: str
+) -> None:
+    primary, _ = tiers.cascade(api_keys=("the-right-key",))
+    status, output = asyncio.run(stt(command, clips, "--url", primary.url, "--key", "wrong"))
+    assert status == 1
+    assert "401 unauthorized" in output
+
+
+def test_files_that_give_no_text_are_told(tiers: Tiers, clips: Path) -> None:
+    primary, _ = tiers.cascade(api_keys=())
+    (clips / "broken.wav").write_bytes(b"no audio")
+    words = ("--concurrency", "1", "--rates", "", "--seconds", "1")
+    _, output = asyncio.run(stt("load", clips, "--url", primary.url, *words))
+    assert "Left out of the files: 1 of them failed, the last with: 400 invalid_audio" in output
+    (clips / "clip.wav").write_bytes(b"no audio")
+    status, output = asyncio.run(stt("load", clips, "--url", primary.url))
+    assert status == 2
+    assert "of 2 files none gave a text" in " ".join(output.replace("│", " ").split())
+
+
+def test_figures_behind_a_key_of_their_own_are_read_with_it(tiers: Tiers, clips: Path) -> None:
+    primary, _ = tiers.cascade(api_keys=(), metrics_keys=("metrics-key-0123456789",))
+    words = ("--url", primary.url, "--concurrency", "1", "--rates", "", "--seconds", "1")
+    figures = clips / "load.json"
+
+    def memory(*more: str) -> tuple[object, list[str]]:
+        status, output = asyncio.run(stt("load", clips, *words, "--json", figures, *more))
+        assert status == 0, output
+        told = json.loads(figures.read_text())
+        return told["steps"][0]["rss_mb"], told["doubts"]
+
+    without, doubted = memory()
+    assert without is None
+    assert any("METRICS_KEYS" in doubt for doubt in doubted)
+    known, doubted = memory("--metrics-key", "metrics-key-0123456789")
+    assert known
+    assert not any("METRICS_KEYS" in doubt for doubt in doubted)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("load", "--concurrency", "", "--rates", "0.0001", "--seconds", "90000"),
+        ("soak", "--rate", "0.001", "--hours", "20"),
+    ],
+    ids=["load", "soak"],
+)
+def test_who_waits_for_the_next_call_to_be_due_can_end_it(
+    tiers: Tiers, clips: Path, words: tuple[str, ...]
+) -> None:
+    primary, _ = tiers.cascade(api_keys=())
+
+    async def run() -> None:
+        command, *rest = words
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from stt_cascade.cli import main; main()", command),
+            *(str(clips), "--url", primary.url, *rest),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            # The clip was sent once, and nothing is due for a quarter of an hour or more.
+            while len(primary.fake.heard) < 1:  # noqa: ASYNC110  # another thread sets no event
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.communicate(), PATIENCE)
+        finally:
+            if process.returncode is None:
+                process.kill()
+        assert process.returncode == 1
+
+    asyncio.run(run())
+
+
+def test_a_clip_that_only_its_name_tells_the_format_of_is_sent_with_it(clips: Path) -> None:
+    async def work(tier: Tier) -> None:
+        (clips / "clip.wav").rename(clips / "no clip")
+        (clips / "clip.G722").write_bytes(encoded("g722"))
+        status, output = await stt(
+            *("load", clips, "--url", f"http://127.0.0.1:{tier.port}", "--concurrency", "1"),
+            *("--rates", "", "--seconds", "1"),
+        )
+        assert status == 0, output
+
+    on_a_stub(work)
+
+
+def test_an_open_loop_alone_has_a_report(clips: Path) -> None:
+    async def work(tier: Tier) -> None:
+        html, png = clips / "x.html", clips / "x.png"
+        status, output = await stt(
+            *("load", clips, "--url", f"http://127.0.0.1:{tier.port}", "--concurrency", ""),
+            *("--rates", "5", "--seconds", "1", "--html", html, "--png", png),
+        )
+        # A machine with other work to do may have been late, and rightly fails then.
+        assert status == int("The generator was late" in output), output
+        assert png.read_bytes().startswith(b"\x89PNG")
+
+    on_a_stub(work)
+
+
 def test_a_service_that_is_not_there_is_named(clips: Path) -> None:
-    status, output = asyncio.run(stt("load", clips, "--url", "http://127.0.0.1:9"))
+    asyncio.run(named(clips, "load"))
+    asyncio.run(named(clips, "soak"))
+
+
+async def named(clips: Path, command: str) -> None:
+    status, output = await stt(command, clips, "--url", "http://127.0.0.1:9")
     assert status == 1
     assert "http://127.0.0.1:9: cannot connect" in output
     assert "Traceback" not in output
@@ -303,5 +518,7 @@ def test_ctrl_c_ends_it_early_and_still_reports(clips: Path) -> None:
         assert b"texts a second" in output
         (step,) = json.loads(figures.read_text())["steps"]
         assert step["outcomes"]["ok"] >= 3
+        assert b"Ended early. At most" in output
+        assert process.returncode == 1  # nobody knows what was still to come
 
     on_a_stub(work)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ import pytest
 
 import smoke_test_stt as smoke
 from conftest import ROOT
-from fakes import PRIMARY_KEY, FakeEngine
+from fakes import PATIENCE, PRIMARY_KEY, FakeEngine
 from running import RunningTier, Tiers, running_tiers
 from stt_cascade.engine.protocol import Clip, Options, Utterance
 
@@ -253,6 +255,36 @@ def test_a_service_that_is_not_there_fails_everywhere(nobody: str, tmp_path: Pat
     assert status == 1
     assert found["GET /v1/health"][0] == "FAIL"
     assert "pass" not in {state for state, _ in found.values()}
+
+
+def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:
+    file = tmp_path / "smoke.json"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(ROOT / "tests" / "smoke_test_stt.py")),
+                *("--url", url, "--json", str(file)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with server.accept()[0]:  # which gets no answer
+            process.send_signal(signal.SIGINT)
+            out, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert f"0 checks passed, 0 skipped, {len(smoke.CHECKS)} not tried" in out
+    assert "Traceback" not in said
+    assert json.loads(file.read_text()) == []
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_tried(
+    tmp_path: Path, nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        smoke.main(["--url", nobody, "--json", str(tmp_path / "gone" / "x.json")])
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_the_rate_limit_is_met_where_a_burst_may_be_sent(tmp_path: Path) -> None:

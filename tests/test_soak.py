@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import answer_of_fallback
 from faults.lab import Lab
 from faults.stub import Stub
+from stt_cascade.measure.load import Call
+from stt_cascade.measure.soak import Soak
 from stt_cascade.measure.trend import Limit, trend
+from stt_sdk import Transcription
 from tones import tone, wav
 
 RSS = Limit("rss_mb", "MiB", 20.0)
@@ -32,6 +38,21 @@ def test_what_only_wavers_does_not_grow(seed: int, size: float) -> None:
     assert not found.grows
 
 
+def drifting(seed: int, size: float) -> list[float]:
+    """Is much the same a minute later, as memory is, and goes nowhere in the long run."""
+    wave, value = [], 0.0
+    for step in noise(seed, size * math.sqrt(1 - 0.9**2)):
+        value = 0.9 * value + step
+        wave.append(value)
+    return wave
+
+
+def test_what_wavers_slowly_seldom_passes_for_growth() -> None:
+    found = [trend(RSS, MINUTES, [500 + one for one in drifting(seed, 30)]) for seed in range(100)]
+    assert sum(one.low > 0 for one in found if one) <= 8  # 2.5, if its interval were exact
+    assert sum(one.high < 0 for one in found if one) <= 8
+
+
 @given(seed=st.integers(0, 2**32), leak=st.floats(30, 500))
 def test_a_leak_is_seen_through_the_noise_and_its_size_told(seed: int, leak: float) -> None:
     values = [
@@ -42,6 +63,14 @@ def test_a_leak_is_seen_through_the_noise_and_its_size_told(seed: int, leak: flo
     assert found is not None
     assert found.low <= 0.75 * leak <= found.high or abs(found.growth - 0.75 * leak) < 5
     assert found.grows is (found.growth > 20)
+
+
+@pytest.mark.parametrize("begin", range(4))
+def test_a_leak_that_comes_in_bursts_is_seen_in_a_few_points(begin: int) -> None:
+    leaked = 500 + np.cumsum(np.roll(np.tile([2.0, 2.0, 30.0, 30.0], 5), begin))
+    found = trend(RSS, MINUTES[:20], list(leaked))
+    assert found is not None
+    assert found.grows
 
 
 def test_a_warm_up_is_no_leak() -> None:
@@ -74,6 +103,31 @@ def test_a_relative_limit_is_a_share_of_the_level() -> None:
 def test_a_few_points_are_no_trend() -> None:
     assert trend(RSS, MINUTES[:5], [1.0] * 5) is None
     assert trend(RSS, [], []) is None
+
+
+def soaked(snapshots: int, seconds: float = 0.0, **at: float) -> Soak:
+    """One of a service that is well, and at these snapshots up for so many seconds only."""
+    soak = Soak(seconds=seconds)
+    steady = {"rss_mb": 100.0, "descriptors": 20, "threads": 10}
+    for n in range(snapshots):
+        soak.take(Call(0.0, 0.0, 0.1, Transcription.from_json(answer_of_fallback())))
+        soak.close_interval({"process": steady, "uptime_s": at.get(f"n{n}", 1000.0 + n)})
+    # Half a minute each, which they were not.
+    soak.intervals = [replace(one, at=30.0 * n) for n, one in enumerate(soak.intervals)]
+    return soak
+
+
+def test_a_service_that_began_anew_hides_what_it_leaks_and_fails() -> None:
+    assert soaked(40).verdict() == ("40 calls in 0.33 h, 0 failed. Nothing grows.", True)
+    said, good = soaked(40, n10=3.0, n30=5.0).verdict()
+    assert "The service began anew 2 x" in said
+    assert not good
+
+
+def test_a_soak_that_was_ended_early_is_none() -> None:
+    said, good = soaked(40, seconds=7200.0).verdict()
+    assert "Ended before its 2.00 h were over." in said
+    assert not good
 
 
 @pytest.mark.parametrize("leaks", [False, True])

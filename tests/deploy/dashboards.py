@@ -20,7 +20,7 @@ JSON = FOLDER / "dashboards" / "stt-cascade.json"
 RULES = Path("deploy/prometheus/rules")
 # What a target, and not the service, is the source of.
 OF_TARGETS = {"job", "instance", "role"}
-# What is neither the service's nor recorded. Envoy's name is tried in the check of its files.
+# What is neither the service's nor recorded: Prometheus's own, and Envoy 1.40's.
 OF_OTHERS = {"up", "ALERTS", "envoy_http_downstream_rq_xx"}
 SIMPLE = re.compile(r"[\w./ -]+")
 

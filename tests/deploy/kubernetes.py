@@ -102,6 +102,7 @@ REFUSED: dict[str, str] = {
     "primary.surge=0": "update could not begin",
     "fallback.enabled=false": "fallbackUrl",
     "primary.fallbackUrl=http://10.0.0.1:8082": "networkPolicy.egress",
+    "fallback.settings.OTLP_ENDPOINT=http://otel-collector:4318": "networkPolicy.egress",
     "monitors.enabled=true,primary.keys.guardMetrics=true": "monitors.credentials",
     "primary.settings.MAX_CONCURRENCY=64": "RATE_LIMIT_BURST",
     "keda.enabled=true,keda.primary.max=100": "RATE_LIMIT_BURST",

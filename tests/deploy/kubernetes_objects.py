@@ -224,7 +224,7 @@ def _is_somebody(peer: Object) -> bool:
 
 
 def _envoy(workload: Object, things: list[Object]) -> Iterator[str]:
-    """Whatever file Envoy's configuration names is there."""
+    """Whatever file Envoy's configuration names is there, and so is the memory."""
     spec = pod(workload)["spec"]
     data = {e["metadata"]["name"]: e["data"] for e in things if e["kind"] == "ConfigMap"}
     mapped = {e["name"]: e["configMap"]["name"] for e in spec["volumes"] if "configMap" in e}
@@ -238,6 +238,15 @@ def _envoy(workload: Object, things: list[Object]) -> Iterator[str]:
             for path in sorted(set(re.findall(r"/etc/envoy/[\w.-]+", " ".join(texts)))):
                 if path not in mounts:
                     yield f"its Envoy reads {path}, which is not mounted"
+            heaps = re.findall(r"max_heap_size_bytes: (\d+)", " ".join(texts))
+            limit = container["resources"]["limits"]["memory"]
+            if any(int(heap) >= _bytes(limit) for heap in heaps):
+                yield f"its Envoy is killed at {limit}, before it sheds load by itself"
+
+
+def _bytes(quantity: str) -> int:
+    number, unit = quantity[:-2], quantity[-2:]
+    return int(number) << 10 * (["Ki", "Mi", "Gi"].index(unit) + 1)
 
 
 def _selects(thing: Object, workloads: list[Object]) -> Iterator[str]:

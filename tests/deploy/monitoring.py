@@ -15,6 +15,7 @@ from deploy import engines
 from deploy.dashboards import JSON, rules, stale, unanswerable
 
 PROMETHEUS = Path("deploy/prometheus")
+ENVOY = Path("deploy/envoy/envoy.yaml")
 ALERTMANAGER = Path("deploy/alertmanager/alertmanager.yml")
 PROVISIONING = Path("deploy/grafana/provisioning")
 RUNBOOKS = Path("docs/runbooks")
@@ -38,6 +39,10 @@ def configuration(root: Path) -> Iterator[str]:
         jobs = {group["labels"]["job"] for group in yaml.safe_load(targets.read_text())}
         for missing in {"stt-primary", "stt-fallback"} - jobs:
             yield f"{targets.relative_to(root)}: no target of the job {missing}"
+    # The label by which http_requests_total is recorded from what Envoy counts.
+    envoy = (root / ENVOY).read_text(encoding="utf-8")
+    if not re.search(r"^ +stat_prefix: stt-primary$", envoy, re.MULTILINE):
+        yield f"{ENVOY}: no stat_prefix stt-primary, so {PROMETHEUS}/rules count no requests there"
 
 
 def rule_tests(root: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_real_speech_is_heard_by_both_tiers_in_their_sandboxes(host: Machine) ->
 def test_what_a_tier_may_do_is_little(host: Machine) -> None:
     said = typed(host, page_command("systemd", "systemd-analyze security")).stdout
     assert float(said.split("exposure level for stt-primary.service: ")[1].split()[0]) <= 2.5
+    assert re.search(r"✓ SystemCallFilter=~@debug\b", said)  # so no process traces another
     for unit, other in (TIERS, TIERS[::-1]):
         main = host.property(unit, "MainPID")
         status = host.said(f"cat /proc/{main}/status")

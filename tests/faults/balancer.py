@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import yaml
@@ -33,6 +33,12 @@ INSTALLED = "/etc/envoy"
 FIRST_PORT = 19_000
 START_S = 20.0
 NAME = "localhost"
+
+
+class Behind(Protocol):
+    """What it passes requests on to."""
+
+    port: int  # of 127.0.0.1
 
 
 def missing() -> str:

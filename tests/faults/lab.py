@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from certificates import Authority
 from faults import load
-from faults.balancer import Balancer
+from faults.balancer import Balancer, Behind
 from faults.proxy import Fault, FaultProxy
 from faults.stub import SLOTS, Stub
 from faults.tiers import Build, Tier
@@ -75,7 +75,7 @@ class Lab:
 
     async def balancer(
         self,
-        tiers: Sequence[Tier],
+        tiers: Sequence[Behind],
         file: str = "envoy.yaml",
         authority: Authority | None = None,
         **changes: Any,

@@ -32,6 +32,9 @@ def main() -> None:
     if any(find_spec(module) is None for module in ("typer", *modules)):
         what = f"`stt {command}`" if command in NEEDS else "`stt`"
         sys.exit(f"{what} needs the '{extra}' extra: pip install 'stt-cascade[{extra}]'")
-    from stt_cascade.cli.app import app
+    try:
+        from stt_cascade.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # before a command could take it
+        sys.exit(130)

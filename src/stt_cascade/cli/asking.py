@@ -124,7 +124,7 @@ class Asked:
         advance: Callable[[], None],
     ) -> None:
         last = ""
-        clips = (Clip(self._sound.of(each), each.language) for each in now)
+        clips = (Clip(self._sound.source(each), each.language) for each in now)
         async with STTClient(tier.url, api_key=tier.key) as client:
             asked = client.transcribe_many(clips, concurrency=concurrency)
             async with aclosing(asked):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Sequence
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stt_cascade.cli.measuring import HtmlFile, JsonFile, PngFile, Stop, measure, write_json
+from stt_cascade.cli.measuring import (
+    HtmlFile,
+    JsonFile,
+    PngFile,
+    Stop,
+    as_json,
+    keep,
+    measure,
+)
 from stt_cascade.cli.transcribe import CONCURRENCY
 from stt_cascade.cli.up import Fallback, FallbackPort, Models, Port, Primary, prepare
 from stt_cascade.labelled import MANIFEST, Labelled, read_manifest
@@ -18,6 +27,8 @@ from stt_cascade.labelled import MANIFEST, Labelled, read_manifest
 if TYPE_CHECKING:
     from stt_cascade.cli.asking import Asked
 
+# Beyond it nothing is left of the noise, or of the speech.
+MOST_DB = 100.0
 # All gates off: each clip is answered with the primary's own text.
 GATES_OFF: dict[str, object] = {
     "CONF_LOGPROB_THRESHOLD": 0,
@@ -182,6 +193,7 @@ def calibrate(
         ),
         "tiers": dict(zip(asking.NAMES, asked.models(), strict=True)),
         "versions": len(versions),
+        "missing": len(versions) - len(clips_heard),
         "failed": [
             {"file": str(each.clip.file), "snr": each.snr, "error": error}
             for each, error in asked.failed.items()
@@ -224,38 +236,39 @@ def _show(
         typer.Exit: 1, if the thresholds should not be used.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from stt_cascade.measure import calibration_text as text
 
+    if report["missing"]:
+        report["warnings"].insert(
+            0, f"{report['missing']} of {report['versions']} clips have no answers of both tiers."
+        )
+    kept = keep((json_file, lambda: as_json(report)))
+    if html is not None or png is not None:
+        from stt_cascade.measure import calibration_page, page
+
+        figure = calibration_page.picture(report)
+        kept &= keep(
+            (html, lambda: calibration_page.whole_page(report, figure).html()),
+            (png, lambda: page.png(figure)),
+        )
     console = Console()
     for sentence in text.sentences(report):
-        console.print(sentence, highlight=False, soft_wrap=True)
-    missing = report["versions"] - report["clips"]
-    if missing:
-        report["warnings"].insert(
-            0, f"{missing} of {report['versions']} clips have no answers of both tiers."
-        )
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for warning in report["warnings"]:
-        console.print(f"[yellow]Warning:[/] {warning}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     for failure in report["failed"][:10]:
-        console.print(f"[red]failed[/] {failure['file']}: {failure['error']}", soft_wrap=True)
+        said = escape(f"{failure['file']}: {failure['error']}")
+        console.print(f"[red]failed[/] {said}", soft_wrap=True)
     for each in text.tables(report):
         table = Table(*each.head, title=each.title, title_justify="left")
         for row in each.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     typer.echo(text.env(report), nl=False)
-    write_json(json_file, report)
-    if html is not None or png is not None:
-        from stt_cascade.measure.calibration_page import picture, write_page
-
-        figure = picture(report)
-        if html is not None:
-            write_page(report, figure, html)
-        if png is not None:
-            figure.savefig(png, dpi=110)
-    raise typer.Exit(0 if text.good(report) else 1)
+    raise typer.Exit(0 if text.good(report) and kept else 1)
 
 
 def _clips(folder: Path, languages: Sequence[str]) -> list[Labelled]:
@@ -272,11 +285,12 @@ def _clips(folder: Path, languages: Sequence[str]) -> list[Labelled]:
 
 def _levels(text: str) -> list[float]:
     try:
-        return list(dict.fromkeys(float(word) for word in text.split(",") if word.strip()))
+        found = list(dict.fromkeys(float(word) for word in text.split(",") if word.strip()))
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no list of dB such as 10,5,0", param_hint="--noise"
-        ) from None
+        found = [math.nan]
+    if not all(abs(level) <= MOST_DB for level in found):  # no number is not, either
+        raise typer.BadParameter(f"{text!r} is no list of dB such as 10,5,0", param_hint="--noise")
+    return found
 
 
 def _cache() -> Path:

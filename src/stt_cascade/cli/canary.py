@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stt_cascade.cli.measuring import HtmlFile, JsonFile, PngFile, Stop, measure, write_json
+from stt_cascade.cli.endpoint import address, sendable
+from stt_cascade.cli.measuring import (
+    HtmlFile,
+    JsonFile,
+    PngFile,
+    Stop,
+    as_json,
+    finite,
+    keep,
+    measure,
+)
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -60,16 +70,25 @@ def canary(
     sustained: Annotated[
         str | None, typer.Option(help="For how long a p95 must be too long; default: half of it.")
     ] = None,
-    p95: Annotated[float, typer.Option(min=1, help="Allowed: so many times the old p95.")] = 1.5,
+    p95: Annotated[
+        float, typer.Option(min=1, help="Allowed: so many times the old p95.", callback=finite)
+    ] = 1.5,
     failures: Annotated[
-        float, typer.Option(min=0, max=1, help="Allowed: so many more failed fallback calls.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Allowed: so many more failed fallback calls.", callback=finite
+        ),
     ] = 0.005,
-    errors: Annotated[float, typer.Option(min=0, max=1, help="So many more errors.")] = 0.01,
+    errors: Annotated[
+        float, typer.Option(min=0, max=1, help="So many more errors.", callback=finite)
+    ] = 0.01,
     escalation: Annotated[
-        float, typer.Option(min=0, max=1, help="So many escalations more or fewer.")
+        float,
+        typer.Option(min=0, max=1, help="So many escalations more or fewer.", callback=finite),
     ] = 0.05,
     disagreement: Annotated[
-        float, typer.Option(min=0, max=1, help="So much more or less disagreement.")
+        float,
+        typer.Option(min=0, max=1, help="So much more or less disagreement.", callback=finite),
     ] = 0.05,
     least: Annotated[
         int, typer.Option(min=1, help="Answers that either side must have given.")
@@ -93,17 +112,26 @@ def canary(
     from stt_cascade.measure import canary_report, scrape
     from stt_cascade.measure.canary import Watch
     from stt_cascade.measure.guardrails import Limits
+    from stt_cascade.measure.page import png
 
     seconds = duration(lasts)
     between = duration(every) if every else min(MOST_BETWEEN_S, seconds / LOOKS)
     part = duration(sustained) if sustained else seconds / 2
     if not between <= part <= seconds:
         raise typer.BadParameter("--every, --sustained and --for must rise")
-    if (prometheus is None) is not bool(baselines and canaries):
+    named = (bool(prometheus), bool(baselines), bool(canaries))
+    if named not in ((True, False, False), (False, True, True)):
         raise typer.BadParameter("name --baseline and --canary, or else --prometheus")
-    for url in (*(baselines or ()), *(canaries or ()), *((prometheus,) if prometheus else ())):
-        if not url.startswith(("http://", "https://")):
-            raise typer.BadParameter(f"{url!r} is no address such as http://127.0.0.1:8081")
+    baselines = [address(url, "--baseline") for url in baselines or ()]
+    canaries = [address(url, "--canary") for url in canaries or ()]
+    if prometheus is not None:
+        prometheus = address(prometheus, "--prometheus")
+    key = sendable(key, "--key")
+    old, new = set(baselines), set(canaries)
+    if prometheus is not None:
+        old, new = {baseline_selector}, {canary_selector}
+    if both := old & new:  # it would be promoted, whatever it is
+        raise typer.BadParameter(f"{', '.join(sorted(both))} is on both sides")
     limits = Limits(p95, failures, errors, escalation, disagreement, least)
     watch = Watch(seconds, max(1, round(seconds / between)), part, limits)
     console = Console()
@@ -112,7 +140,7 @@ def canary(
 
     async def work(stop: Stop) -> None:
         sources = (
-            scrape.services(baselines or (), canaries or (), key=key)
+            scrape.services(baselines, canaries, key=key)
             if prometheus is None
             else scrape.prometheus(prometheus, baseline_selector, canary_selector, key=key)
         )
@@ -122,15 +150,16 @@ def canary(
     measure(work)
     verdict = watch.verdict()
     good = verdict.outcome == "promote"
+    kept = keep(
+        (json_file, lambda: as_json(canary_report.figures(watch))),
+        (html_file, lambda: canary_report.page(watch, "Canary").html()),
+        (png_file if watch.history else None, lambda: png(canary_report.picture(watch))),
+    )
     console.print(verdict.says, style="green" if good else "red", **PLAIN)
     for caution in watch.cautions():
         console.print(f"Caution: {caution}.", **PLAIN)
-    if html_file is not None:
-        canary_report.page(watch, "Canary").write(html_file)
-    if png_file is not None and watch.history:
-        canary_report.picture(watch).savefig(png_file, dpi=110)
-    write_json(json_file, canary_report.figures(watch))
-    raise typer.Exit(int(not (good or (verdict.too_little and on_too_little == "pass"))))
+    passes = good or (verdict.too_little and on_too_little == "pass")
+    raise typer.Exit(int(not (passes and kept)))
 
 
 async def _look_on(

@@ -27,10 +27,10 @@ def find(url: str | None, key: str | None) -> Endpoint:
     """The given address and key; what is not given comes from a running `stt up`.
 
     Raises:
-        typer.BadParameter: the key cannot be sent in a header.
+        typer.BadParameter: the address is none, or the key cannot be sent in a header.
     """
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise typer.BadParameter("the key may hold printable ASCII only", param_hint="--key")
+    key = sendable(key, "--key")
+    url = None if url is None else address(url, "--url")
     running = _announced()
     if url is not None:
         # A key is for one service only: it must not travel to another address.
@@ -38,6 +38,31 @@ def find(url: str | None, key: str | None) -> Endpoint:
     if running is not None:
         return Endpoint(running.url, key or running.key)
     return Endpoint(DEFAULT_URL, key)
+
+
+def address(url: str, option: str) -> str:
+    """An address as clients take it.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    from stt_sdk._client import checked
+
+    try:
+        return checked(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def sendable(key: str | None, option: str) -> str | None:
+    """A key as headers take it.
+
+    Raises:
+        typer.BadParameter: none of them can carry it.
+    """
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter("the key may hold printable ASCII only", param_hint=option)
+    return key
 
 
 @contextmanager

@@ -4,27 +4,82 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import os
 import signal
-from collections.abc import Callable, Coroutine
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from stt_cascade.cli.endpoint import Endpoint, sendable
 from stt_cascade.labelled import MANIFEST, read_manifest
 
 Url = Annotated[
     str | None, typer.Option(envvar="STT_URL", help="The primary; default: a running `stt up`.")
 ]
 Key = Annotated[str | None, typer.Option(envvar="STT_API_KEY", help="Its bearer key.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all figures there.")]
-HtmlFile = Annotated[Path | None, typer.Option("--html", help="Write the report there.")]
-PngFile = Annotated[Path | None, typer.Option("--png", help="Write the picture there.")]
+MetricsKey = Annotated[
+    str | None, typer.Option(help="A key of METRICS_KEYS, where they are not open.")
+]
+
+
+def _writable(file: Path | None) -> Path | None:
+    """Asked before anything is measured: after two hours it would be too late.
+
+    Raises:
+        typer.BadParameter: nothing can be written there.
+    """
+    try:
+        if file is not None and file.is_dir():
+            raise typer.BadParameter(f"{file} is a folder")
+        if file is not None and not _is_special(file):
+            with tempfile.TemporaryFile(dir=file.resolve().parent):
+                pass
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be written: {error.strerror}") from None
+    return file
+
+
+def _is_special(file: Path) -> bool:
+    # A pipe or a device is not replaced by a file.
+    return file.exists() and not file.is_file()
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write all figures there.", callback=_writable)
+]
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Write the report there.", callback=_writable)
+]
+PngFile = Annotated[
+    Path | None, typer.Option("--png", help="Write the picture there.", callback=_writable)
+]
+
+
+def finite(value: float | None) -> float | None:
+    """For options: what is no number, or without end, limits nothing.
+
+    Raises:
+        typer.BadParameter: it is infinite, or no number.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not allowed here")
+    return value
+
+
+if TYPE_CHECKING:
+    from stt_sdk import STTClient
 
 # Suffixes of what the service takes.
 AUDIO = frozenset(
     {".wav", ".flac", ".mp3", ".ogg", ".opus", ".webm", ".m4a", ".mp4", ".aiff", ".au", ".g722"}
 )
+
+# For these nobody waits longer, whatever has become of the service.
+FIGURES_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -102,9 +157,90 @@ def clips_in(folder: Path) -> list[Path]:
     return found
 
 
-def write_json(file: Path | None, figures: dict[str, Any]) -> None:
-    """Write the figures, whole or not at all, where somebody wants them."""
-    if file is not None:
-        new = file.with_name(f".{file.name}.new")
-        new.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def figures_of(endpoint: Endpoint, metrics_key: str | None) -> STTClient:
+    """A client for the service's own figures, which may want another key."""
+    from stt_sdk import STTClient
+
+    key = sendable(metrics_key, "--metrics-key") or endpoint.key
+    return STTClient(endpoint.url, api_key=key, timeout=FIGURES_S, retries=0)
+
+
+async def warm_up(
+    client: STTClient,
+    files: Sequence[Path],
+    lengths: tuple[float, float],
+    most: int,
+    *,
+    deadline: float,
+    seed: int,
+    stop: Stop,
+) -> Sequence[bytes | Path]:
+    """The clips to measure with, as `choose_clips` has them; tells of those that failed.
+
+    Raises:
+        STTError: as there.
+        typer.BadParameter: there are none.
+    """
+    from rich.console import Console
+
+    from stt_cascade.measure.load import choose_clips
+
+    with Console(stderr=True).status("Warming up, with each clip once"):
+        chosen = await choose_clips(
+            client, files, lengths, most, deadline=deadline, seed=seed, stop=lambda: stop.asked
+        )
+    failed = f"{chosen.failed} of them failed, the last with: {chosen.last}"
+    if not chosen.clips and not stop.asked:
+        raise typer.BadParameter(
+            f"of {len(files)} files none gave a text and has {lengths[0]:g} to {lengths[1]:g} s"
+            + (f"; {failed}" if chosen.failed else "")
+        )
+    if chosen.failed:
+        typer.echo(f"Left out of the files: {failed}", err=True)
+    return chosen.clips
+
+
+def as_json(figures: dict[str, Any]) -> bytes:
+    """Figures as JSON, which has no infinite numbers: `null` stands for them."""
+    text = json.dumps(_without_nan(figures), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def keep(*reports: tuple[Path | None, Callable[[], bytes]]) -> bool:
+    """Write each report that somebody wants, whole or not at all.
+
+    Before anything is printed, since who reads that may be gone: `stt load ... | head`.
+
+    Returns:
+        whether all are there. What could not be written is told.
+    """
+    well = True
+    for file, made in reports:
+        if file is not None:
+            try:
+                _write(file, made())
+            except OSError as error:
+                typer.echo(f"{file} could not be written: {error.strerror}", err=True)
+                well = False
+    return well
+
+
+def _write(file: Path, content: bytes) -> None:
+    if _is_special(file):
+        file.write_bytes(content)
+        return
+    file = file.resolve()  # of a link what it points to
+    new = file.with_name(f".stt-{os.getpid()}.new")
+    try:
+        new.write_bytes(content)
         new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stt_cascade.measure.calibration_text import env, good, sentences, tables
@@ -99,8 +98,8 @@ def _reliability(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.legend(fontsize=8)
 
 
-def write_page(report: Mapping[str, Any], figure: Figure, file: Path) -> None:
-    """The report as HTML."""
+def whole_page(report: Mapping[str, Any], figure: Figure) -> Page:
+    """The whole report."""
     page = Page("Calibration")
     page.verdict("\n".join(sentences(report)), good=good(report))
     for warning in report["warnings"]:
@@ -112,7 +111,7 @@ def write_page(report: Mapping[str, Any], figure: Figure, file: Path) -> None:
     for table in tables(report):
         page.heading(table.title)
         page.table(table.head, table.rows)
-    page.write(file)
+    return page
 
 
 def _xy(points: list[list[float]]) -> tuple[list[float], list[float]]:

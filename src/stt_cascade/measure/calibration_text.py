@@ -33,6 +33,7 @@ def good(report: Report) -> bool:
         and report["steady"]
         and report["tells"]
         and not report["failed"]
+        and not report["missing"]
     )
 
 

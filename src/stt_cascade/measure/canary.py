@@ -160,6 +160,10 @@ class Watch:
             return Verdict("undecided", f"ended after {at:.0f} s of {self.seconds:.0f} s")
         if why := self.too_little():
             return Verdict("undecided", why, too_little=True)
+        beyond = [held.whole for held in self.history[-1].guardrails if held.whole.beyond]
+        if beyond:
+            why = "; ".join(f"{one.name} {one.says}" for one in beyond)
+            return Verdict("undecided", f"beyond a limit, though not for certain: {why}")
         answered = self._points[-1].canary.answered
         return Verdict(
             "promote",
@@ -219,6 +223,8 @@ class Watch:
     def _blind(self) -> str | None:
         if self.blind[0] >= CONFIRM or (self.blind[0] and not self.history):
             return self.blind[1]
+        if both := self.baseline.names & self.canary.names:
+            return f"{', '.join(sorted(both))} counts on both sides"
         for name, side in (("baseline", self.baseline), ("canary", self.canary)):
             alone = self._alone.get(name, 0)
             if alone >= CONFIRM or (alone and len(self.history) == 1):

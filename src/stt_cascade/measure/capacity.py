@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from stt_sdk import Transcription
 LITTLES_TOLERANCE = 0.25
 # Without steps beyond it, a knee is the end of the table.
 MIN_STEPS = 3
+# Who gives this share of the most gives the most: the rest is chance.
+PLATEAU = 0.9
+# What is looked at of a service's own figures.
+SNAPSHOT = {"in_flight", "queue_depth", "uptime_s", "process", "gpu"}
 # Room above what was measured, for traffic that does not come evenly.
 HEADROOM = 1.5
 
@@ -73,6 +77,20 @@ class Summary:
     gpu_mb: float | None
 
     @property
+    def name(self) -> str:
+        return f"{self.level:g} at once" if self.kind == "closed" else f"{self.level:.3g} a second"
+
+    @property
+    def of_fallback(self) -> bool:
+        """It was a fallback that was called, so its inferences are what its slots are for."""
+        return self.primary is None and self.fallback is not None and not self.escalated
+
+    @property
+    def inference(self) -> Quantiles | None:
+        """In the slots of the service that was called."""
+        return self.fallback if self.of_fallback else self.primary
+
+    @property
     def late(self) -> bool:
         """The generator could not keep to its schedule, so that this step says nothing."""
         return self.kind == "open" and self.lag_p99 > MOST_LAG_S
@@ -80,6 +98,8 @@ class Summary:
 
 def summarize(step: Step) -> Summary:
     """A step in figures."""
+    # Whatever else answers there has none of these.
+    step = replace(step, snapshots=[one for one in step.snapshots if set(one) >= SNAPSHOT])
     texts = [call.result for call in step.calls if isinstance(call.result, Transcription)]
 
     def stage(pick: Callable[[Transcription], float | None]) -> Quantiles | None:
@@ -120,18 +140,24 @@ def _outcome(result: Any) -> str:
 def _littles(step: Step, texts: Sequence[Transcription]) -> float | None:
     """L / (lambda x W) of slots and queue: both sides come from different counters."""
     inside = [one["in_flight"] + one["queue_depth"] for one in step.snapshots[1:-1]]
-    times = [
-        (text.timings_ms.queue_wait or 0) + (text.timings_ms.primary_infer or 0) for text in texts
-    ]
+    times = [(text.timings_ms.queue_wait or 0) + _held_ms(text) for text in texts]
     if not inside or not sum(times):
         return None
     ended = max(call.ended for call in step.calls)
     return float(np.mean(inside) / (sum(times) / 1000 / ended))
 
 
+def _held_ms(text: Transcription) -> float:
+    """For how long the clip held a slot of the service that was called."""
+    timings, routing = text.timings_ms, text.routing
+    # A primary that escalates has given its slot back.
+    of_fallback = routing.tier == "fallback" and not routing.fallback_used
+    return (timings.fallback_infer if of_fallback else timings.primary_infer) or 0.0
+
+
 def _resources(step: Step) -> dict[str, float | None]:
     shots = step.snapshots
-    if len(shots) < 2 or "process" not in shots[0]:
+    if len(shots) < 2:
         return dict.fromkeys(("cores", "rss_mb", "gpu_pct", "gpu_mb"))
     first, last = shots[0], shots[-1]
     passed = last["uptime_s"] - first["uptime_s"]
@@ -148,7 +174,8 @@ def _resources(step: Step) -> dict[str, float | None]:
 def knee(steps: Sequence[Summary]) -> float | None:
     """Where more callers bring no more texts a second; None: not within these steps.
 
-    Kneedle (Satopaa et al., 2011) over throughput against callers.
+    Kneedle (Satopaa et al., 2011) over throughput against callers, or where the plateau begins
+    before that.
     """
     closed = sorted((step for step in steps if step.kind == "closed"), key=lambda one: one.level)
     if len(closed) < MIN_STEPS:
@@ -156,11 +183,15 @@ def knee(steps: Sequence[Summary]) -> float | None:
     from kneed import KneeLocator
 
     levels = [step.level for step in closed]
-    found = KneeLocator(
-        levels, [step.throughput for step in closed], curve="concave", direction="increasing"
-    ).knee
+    given = [step.throughput for step in closed]
+    # Stretched over the whole height, as Kneedle looks at it, the noise of a plateau has knees too.
+    flat = next(
+        level for level, one in zip(levels, given, strict=True) if one >= PLATEAU * max(given)
+    )
+    found = KneeLocator(levels, given, curve="concave", direction="increasing").knee
+    first = min(flat, found or flat)
     # At the last step nothing shows that it is not going on.
-    return None if found is None or found == levels[-1] else float(found)
+    return None if first == levels[-1] or not max(given) else float(first)
 
 
 def sustained(steps: Sequence[Summary], slo: float) -> Summary | None:
@@ -204,7 +235,10 @@ def holdup(steps: Sequence[Summary]) -> Holdup | None:
     def grown(*stages: str) -> float:
         return sum(_stage_p95(best, stage) - _stage_p95(alone, stage) for stage in stages)
 
-    grew = {"primary": grown("queue", "primary"), "fallback": grown("fallback")}
+    if best.of_fallback:
+        grew = {"primary": 0.0, "fallback": grown("queue", "fallback")}
+    else:
+        grew = {"primary": grown("queue", "primary"), "fallback": grown("fallback")}
     tier, other = sorted(grew, key=lambda each: grew[each], reverse=True)
     if alone.total is None or grew[tier] <= 0.1 * alone.total.p95:
         return None
@@ -237,7 +271,7 @@ def advise(
     advice = [_slots(at, slots, best)]
     one = min(closed, key=lambda step: step.level)
     # An escalated clip may be late already; what the queue may cost is for the others.
-    stage = one.primary or one.total
+    stage = one.inference or one.total
     alone = stage.p95 if stage else 0.0
     room = max(0.0, slo - alone)
     queue = max(1, math.floor(best.throughput * room))
@@ -250,6 +284,8 @@ def advise(
             "is late",
         )
     )
+    if best.of_fallback:
+        return advice  # its limits follow from what its primaries ask
     rate = best.throughput * best.escalated * replicas
     rps = max(1, math.ceil(HEADROOM * rate))
     at_once = slots or int(at or best.level)

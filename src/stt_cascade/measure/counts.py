@@ -151,6 +151,11 @@ class Side:
     silent: dict[str, tuple[int, str]] = field(default_factory=dict)
     _last: dict[str, Sample] = field(default_factory=dict)
 
+    @property
+    def names(self) -> set[str]:
+        """Of all instances that were seen."""
+        return {*self._last, *self.silent}
+
     def take(self, looked: Looked) -> None:
         """A look. Counters go on counting while nobody looks, so that a gap loses nothing."""
         self.silent = {

@@ -10,6 +10,8 @@ from stt_cascade.measure.compare import Estimate, chance, quantile, ratio
 from stt_cascade.measure.counts import Tally
 
 SHARE = 0.95
+# A share beyond its limit is no longer taken for chance from here on, if not for a change either.
+DOUBT = 0.05
 # How many of them compare shares.
 RATES = 4
 
@@ -55,7 +57,8 @@ class Finding:
     Attributes:
         baseline, canary: seconds, or shares; None: not known.
         says: how the two compare.
-        breach: the canary is beyond the limit for certain.
+        beyond: the canary was beyond the limit, which the limit's own test may not find certain.
+        breach: it is, for certain.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Finding:
     baseline: float | None
     canary: float | None
     says: str
+    beyond: bool
     breach: bool
 
 
@@ -120,25 +124,29 @@ def _p95(window: Window, limit: float, sustained: float) -> Finding:
     """Too long for certain, for long enough, and in both halves of the time: not for a moment."""
     baseline, canary = _counted(window)
     found = ratio(canary.latency, baseline.latency, SHARE)
-    breach = (
+    beyond = (
         found is not None
-        and found.low > limit
+        and found.value > limit
         and window[-1].at - window[0].at >= 0.999 * sustained
         and all(_longer(half, limit) for half in _halves(window))
     )
+    breach = beyond and found is not None and found.low > limit
     values = quantile(baseline.latency, SHARE), quantile(canary.latency, SHARE)
-    return Finding("p95", "s", *values, _told(found, limit), breach)
+    return Finding("p95", "s", *values, _told(found, limit), beyond, breach)
 
 
 def _rate(name: str, shares: _Shares, limit: float, way: _Way, risk: float) -> Finding:
     theirs, ours = shares.known
     if theirs is None or ours is None:
-        return Finding(name, "share", theirs, ours, "not known", False)
+        return Finding(name, "share", theirs, ours, "not known", beyond=False, breach=False)
     likely = chance(shares.hits[1], shares.of[1], shares.hits[0], shares.of[0], way)
     off = ours - theirs if way == "greater" else abs(ours - theirs)
     sign = "+" if way == "greater" else "±"
     says = f"{100 * (ours - theirs):+.1f} points ({sign}{100 * limit:g} allowed; p {likely:.2g})"
-    return Finding(name, "share", theirs, ours, says, off > limit and likely < risk)
+    more = off > limit
+    return Finding(
+        name, "share", theirs, ours, says, more and likely < DOUBT, more and likely < risk
+    )
 
 
 def _counted(window: Window) -> tuple[Tally, Tally]:

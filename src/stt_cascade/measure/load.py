@@ -13,18 +13,32 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stt_sdk import STTClient, STTError, Transcription
+from stt_sdk import (
+    AudioTooLongError,
+    InvalidAudioError,
+    PayloadTooLargeError,
+    STTClient,
+    STTError,
+    Transcription,
+)
 
 # How often the service is asked for its own figures.
 SAMPLE_S = 0.25
 # A generator that is later than this at its 99th percentile measures itself.
 MOST_LAG_S = 0.010
+# How long somebody who wants to end it waits for the next call to be due.
+STOP_S = 0.2
 WARM_UP_CALLERS = 2
+# Only its name tells what it is.
+RAW = ".g722"
+# Calls that fail without any text, and not for their files' sake, before nothing more is tried.
+MOST_FAILURES = 8
+OF_THE_FILE = (OSError, InvalidAudioError, AudioTooLongError, PayloadTooLargeError)
 
 
 @dataclass(frozen=True)
@@ -79,18 +93,20 @@ class Generator:
 
     Args:
         client: without retries, so that refusals are seen.
-        clips: audio files as bytes; they are sent in turn.
+        clips: audio files, as bytes where these say what they are; they are sent in turn.
         deadline: seconds, of each call.
         stop: whether to end early.
         seed: of the arrivals.
+        figures: who may read the service's own figures, if not `client`.
     """
 
     client: STTClient
-    clips: Sequence[bytes]
+    clips: Sequence[bytes | Path]
     deadline: float
     stop: Callable[[], bool] = lambda: False
     seed: int = 1
-    _next: Iterator[bytes] = field(init=False)
+    figures: STTClient | None = None
+    _next: Iterator[bytes | Path] = field(init=False)
 
     def __post_init__(self) -> None:
         self._next = itertools.cycle(self.clips)
@@ -122,7 +138,7 @@ class Generator:
             take(await self._call(began, due))
 
         for due in arrivals(rate, seconds, random.Random(self.seed)):
-            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            await self._sleep_until(began + due)
             if self.stop():
                 break
             task = asyncio.ensure_future(one(due))
@@ -131,6 +147,10 @@ class Generator:
         lasted = min(seconds, time.monotonic() - began)
         await asyncio.gather(*tasks)
         return lasted
+
+    async def _sleep_until(self, moment: float) -> None:
+        while (left := moment - time.monotonic()) > 0 and not self.stop():  # noqa: ASYNC110  # who stops it sets no event here
+            await asyncio.sleep(min(left, STOP_S))
 
     async def _call(self, origin: float, due: float) -> Call:
         began = time.monotonic() - origin
@@ -161,7 +181,7 @@ async def step(
         calls.append(call)
         say(len(calls))
 
-    async with Watch(generator.client, SAMPLE_S) as watch:
+    async with Watch(generator.figures or generator.client, SAMPLE_S) as watch:
         if kind == "closed":
             lasted = await generator.closed(int(level), seconds, take)
         else:
@@ -222,18 +242,60 @@ def arrivals(rate: float, seconds: float, rng: random.Random) -> Iterator[float]
         at += rng.expovariate(rate)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Clips to send.
+
+    Attributes:
+        clips: as `Generator` takes them.
+        failed: files that gave no text, and are left out.
+        last: why the last of them did not.
+    """
+
+    clips: Sequence[bytes | Path]
+    failed: int
+    last: Exception | None
+
+
 async def choose_clips(
-    client: STTClient, files: Sequence[Path], shortest: float, longest: float, most: int, seed: int
-) -> list[bytes]:
-    """At most so many of the files, those whose length is within these seconds, as bytes.
+    client: STTClient,
+    files: Sequence[Path],
+    lengths: tuple[float, float],
+    most: int,
+    *,
+    deadline: float,
+    seed: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Chosen:
+    """At most so many of the files.
 
     Each is sent once, which tells its length and warms the service up. What fails is left out.
+
+    Args:
+        lengths: the shortest and the longest, s.
+        deadline: seconds, of each call.
+        stop: whether to end early.
+
+    Raises:
+        STTError: the service gave no text of any file, and not for their sake.
     """
     shuffled = random.Random(seed).sample(files, len(files))
-    chosen: list[bytes] = []
-    async for outcome in client.transcribe_many(shuffled, concurrency=WARM_UP_CALLERS):
-        if outcome.error is None and shortest <= outcome.result.duration <= longest:
-            chosen.append(shuffled[outcome.index].read_bytes())
-            if len(chosen) == most:
+    chosen: list[bytes | Path] = []
+    texts = failed = in_vain = 0
+    last: Exception | None = None
+    asked = client.transcribe_many(shuffled, concurrency=WARM_UP_CALLERS, deadline=deadline)
+    async with aclosing(asked):
+        async for outcome in asked:
+            if outcome.error is not None:
+                failed, last = failed + 1, outcome.error
+                in_vain += not isinstance(last, OF_THE_FILE)
+            else:
+                texts += 1
+                if lengths[0] <= outcome.result.duration <= lengths[1]:
+                    file = shuffled[outcome.index]
+                    chosen.append(file if file.suffix.lower() == RAW else file.read_bytes())
+            if stop() or len(chosen) == most or (in_vain >= MOST_FAILURES and not texts):
                 break
-    return chosen
+    if in_vain and not texts and isinstance(last, STTError):
+        raise last
+    return Chosen(chosen, failed, last)

@@ -44,7 +44,7 @@ def row(step: Summary) -> list[str]:
     errors = {kind: count for kind, count in step.outcomes.items() if kind != "ok"}
     total = step.total
     return [
-        f"{step.level:g} at once" if step.kind == "closed" else f"{step.level:.3g} a second",
+        step.name,
         str(step.calls),
         f"{step.throughput:.2f}",
         *(("", "", "") if total is None else (_s(total.p50), _s(total.p95), _s(total.p99))),
@@ -91,27 +91,16 @@ def picture(steps: Sequence[Summary], slo: float) -> Figure:
     """
     closed = [step for step in steps if step.kind == "closed"]
     opened = [step for step in steps if step.kind == "open" and not step.late]
-    figure, axes = plot(2 + bool(opened), 3.2)
-    axes[0].plot([s.level for s in closed], [s.throughput for s in closed], "o-", color="tab:green")
-    axes[0].set(ylabel="texts a second", title="What it gives, by callers at once", ylim=(0, None))
-    _latency(axes[1], closed, "callers at once", "What callers wait")
-    at = knee(steps)
-    for each in axes[:2]:
-        each.set_xscale("log", base=2)
-        each.set_xticks([step.level for step in closed], [f"{step.level:g}" for step in closed])
-        if at is not None:
-            each.axvline(at, color="tab:red", ls="--", lw=1)
-            each.annotate(
-                f"knee: {at:g}", (at, 0), (4, 4), textcoords="offset points", color="tab:red"
-            )
-    held = sustained(steps, slo)
+    figure, axes = plot(max(1, 2 * bool(closed) + bool(opened)), 3.2)
+    if closed:
+        _closed(axes[0], axes[1], closed)
     if opened:
-        _latency(axes[2], opened, "calls a second", "What callers wait who do not wait for others")
-    for each in axes[1:]:
+        _latency(axes[-1], opened, "calls a second", "What callers wait who do not wait for others")
+    for each in axes[bool(closed) :]:
         each.axhline(slo, color="tab:green", ls="--", lw=1, label=f"SLO, p95 of {slo:g} s")
         each.legend(fontsize=8)
-    if held is not None:
-        axes[2].axvline(held.level, color="tab:green", ls="--", lw=1)
+    if (held := sustained(steps, slo)) is not None:
+        axes[-1].axvline(held.level, color="tab:green", ls="--", lw=1)
     return figure
 
 
@@ -138,6 +127,21 @@ def page(
     made.text("Times in seconds; of all calls, and in the stages of those that got a text.")
     made.table(HEAD, [row(step) for step in steps])
     return made
+
+
+def _closed(above: Axes, below: Axes, closed: Sequence[Summary]) -> None:
+    above.plot([s.level for s in closed], [s.throughput for s in closed], "o-", color="tab:green")
+    above.set(ylabel="texts a second", title="What it gives, by callers at once", ylim=(0, None))
+    _latency(below, closed, "callers at once", "What callers wait")
+    at = knee(closed)
+    for each in (above, below):
+        each.set_xscale("log", base=2)
+        each.set_xticks([step.level for step in closed], [f"{step.level:g}" for step in closed])
+        if at is not None:
+            each.axvline(at, color="tab:red", ls="--", lw=1)
+            each.annotate(
+                f"knee: {at:g}", (at, 0), (4, 4), textcoords="offset points", color="tab:red"
+            )
 
 
 def _latency(axes: Axes, steps: Sequence[Summary], label: str, title: str) -> None:

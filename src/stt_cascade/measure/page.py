@@ -6,7 +6,6 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,20 +68,25 @@ class Page:
         Args:
             says: in a sentence, for those who do not see it.
         """
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=110)
-        data = base64.b64encode(png.getvalue()).decode()
+        data = base64.b64encode(png(figure)).decode()
         self._parts.append(
             f'<p><img alt="{html.escape(says, quote=True)}" src="data:image/png;base64,{data}"></p>'
         )
 
-    def write(self, file: Path) -> None:
-        """Write it, whole or not at all."""
+    def html(self) -> bytes:
+        """All of it."""
         head = f'<meta charset="utf-8"><title>{html.escape(self._title)}</title>'
         text = f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>"
-        new = file.with_name(f".{file.name}.new")
-        new.write_text(text + "\n".join(self._parts) + "</body></html>\n", encoding="utf-8")
-        new.replace(file)
+        return (text + "\n".join(self._parts) + "</body></html>\n").encode(
+            "utf-8", "xmlcharrefreplace"
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """A plot as a picture."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def plot(rows: int = 1, height: float = 4.0) -> tuple[Figure, Sequence[Axes]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stt_cascade.measure.load import Call, Generator, Watch
-from stt_cascade.measure.page import plot
+from stt_cascade.measure.page import Page, plot
 from stt_cascade.measure.trend import WARM_UP_SHARE, Limit, Trend, trend
 from stt_sdk import Transcription
 
@@ -28,6 +28,8 @@ LIMITS = (
 )
 # Within which all errors together must stay, trend or not.
 MOST_ERRORS = 0.001
+# The last interval ends when the last call does, or a moment before.
+ALL_OF_IT = 0.99
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,21 @@ class Soak:
 
     Args:
         say: is told of each interval.
+        seconds: for which it is to last.
+
+    Attributes:
+        restarts: of the service, which hide what grows: its memory begins anew, too.
     """
 
     say: Callable[[Interval], None] = lambda interval: None
+    seconds: float = 0.0
+    restarts: int = 0
     intervals: list[Interval] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
     _errors: int = 0
     _escalated: int = 0
+    _uptime: float = 0.0
     _began: float = field(default_factory=time.monotonic)
 
     def take(self, call: Call) -> None:
@@ -86,8 +95,15 @@ class Soak:
             self._errors += 1
         self.outcomes[kind] = self.outcomes.get(kind, 0) + 1
 
-    def close_interval(self, process: dict[str, Any]) -> None:
-        """What has been taken since the last one is an interval."""
+    def close_interval(self, snapshot: dict[str, Any]) -> None:
+        """What has been taken since the last one is an interval.
+
+        Args:
+            snapshot: the service's own figures; empty, if it gave none.
+        """
+        process, uptime = snapshot.get("process", {}), snapshot.get("uptime_s", self._uptime)
+        self.restarts += uptime < self._uptime
+        self._uptime = uptime
         quantiles = np.percentile(self._seconds, (50, 95)) if self._seconds else (None, None)
         p50, p95 = (None if one is None else float(one) for one in quantiles)
         self.intervals.append(
@@ -125,6 +141,11 @@ class Soak:
         errors = calls - self.outcomes.get("ok", 0)
         hours = self.intervals[-1].at / 3600 if self.intervals else 0.0
         said = [f"{calls} calls in {hours:.2f} h, {errors} failed."]
+        early = hours < ALL_OF_IT * self.seconds / 3600
+        if early:
+            said.append(f"Ended before its {self.seconds / 3600:.2f} h were over.")
+        if self.restarts:
+            said.append(f"The service began anew {self.restarts} x, and so did what it holds.")
         growing = [one for one in trends if one.grows]
         said += [f"It grows: {one}." for one in growing]
         missing = {"rss_mb", "p95"} - {one.limit.name for one in trends}
@@ -136,7 +157,8 @@ class Soak:
         if many:
             counted = {kind: count for kind, count in self.outcomes.items() if kind != "ok"}
             said.append(f"More than {MOST_ERRORS:.1%} failed: {counted}.")
-        return " ".join(said), not growing and not many and not missing
+        good = not (growing or many or missing or early or self.restarts)
+        return " ".join(said), good
 
     def figures(self) -> dict[str, Any]:
         said, good = self.verdict()
@@ -144,9 +166,31 @@ class Soak:
             "verdict": said,
             "good": good,
             "outcomes": self.outcomes,
+            "restarts": self.restarts,
             "trends": [{**asdict(one), "grows": one.grows} for one in self.trends()],
             "intervals": [asdict(one) for one in self.intervals],
         }
+
+    def page(self, title: str) -> Page:
+        """The whole report."""
+        said, good = self.verdict()
+        made = Page(title)
+        made.verdict(said, good=good)
+        made.figure(self.picture(), "Each figure over time, with its trend")
+        made.table(
+            ("figure", "growth", "95 %", "allowed", "grows"),
+            [
+                (
+                    f"{one.limit.name} {one.limit.unit}".strip(),
+                    f"{one.growth:+.4g}",
+                    f"{one.low:+.4g} to {one.high:+.4g}",
+                    f"{one.allowed:.4g}",
+                    "yes" if one.grows else "no",
+                )
+                for one in self.trends()
+            ],
+        )
+        return made
 
     def picture(self) -> Figure:
         """Every figure over time, with its trend."""
@@ -185,10 +229,7 @@ async def run(
         rate: calls a second; None: `callers` at once.
     """
 
-    def see(snapshot: dict[str, Any]) -> None:
-        soak.close_interval(snapshot.get("process", {}))
-
-    async with Watch(generator.client, interval, see):
+    async with Watch(generator.figures or generator.client, interval, soak.close_interval):
         if rate is None:
             await generator.closed(callers, seconds, soak.take)
         else:

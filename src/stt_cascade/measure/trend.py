@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # Caches fill and pools reach their size at first: that is no leak.
 WARM_UP_SHARE = 0.25
 CONFIDENCE = 0.95
+# However much neighbouring points are alike, together they tell as much as so many that are not:
+# a leak that comes in bursts is one all the same.
+INDEPENDENT = 3
 LEAST_POINTS = 8
 
 
@@ -36,7 +41,7 @@ class Trend:
 
     Attributes:
         growth: estimated (Theil and Sen: the median of all slopes, which outliers do not move).
-        low, high: its 95 % interval.
+        low, high: its 95 % interval, with regard to how much neighbouring points are alike.
         allowed: what it may be.
         level: median of the figure.
     """
@@ -79,13 +84,33 @@ def trend(limit: Limit, seconds: Sequence[float], values: Sequence[float]) -> Tr
         return None
     times, figures = [at for at, _ in points], [value for _, value in points]
     found = theilslopes(figures, times, alpha=CONFIDENCE)
-    span = times[-1] - times[0]
+    slope, span = float(found.slope), times[-1] - times[0]
+    wider = _wider([y - slope * x for x, y in zip(times, figures, strict=True)])
     level = sorted(figures)[len(figures) // 2]
     return Trend(
         limit,
-        growth=float(found.slope) * span,
-        low=float(found.low_slope) * span,
-        high=float(found.high_slope) * span,
+        growth=slope * span,
+        low=(slope + wider * (float(found.low_slope) - slope)) * span,
+        high=(slope + wider * (float(found.high_slope) - slope)) * span,
         allowed=max(limit.least, limit.most * abs(level) if limit.relative else limit.most),
         level=float(level),
     )
+
+
+def _wider(residuals: Sequence[float]) -> float:
+    """By what the interval must be wider than that of points which know nothing of each other.
+
+    Memory, or the latency of a busy hour, is the next time much what it was. Points of which
+    neighbours correlate by r tell as much as n (1 - r) / (1 + r) independent ones.
+    """
+    count = len(residuals)
+    mean = sum(residuals) / count
+    off = [value - mean for value in residuals]
+    square = sum(value * value for value in off)
+    if not square:
+        return 1.0
+    alike = sum(one * next_ for one, next_ in pairwise(off)) / square
+    # What is left when a line has been taken away correlates less than what it was taken from.
+    alike = max(0.0, alike + (2 + 4 * alike) / count)
+    most = count / INDEPENDENT
+    return math.sqrt(min((1 + alike) / (1 - alike), most) if alike < 1 else most)

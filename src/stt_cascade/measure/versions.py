@@ -13,6 +13,7 @@ from stt_cascade.audio.decode import decode
 from stt_cascade.engine.protocol import Samples
 from stt_cascade.errors import Refusal
 from stt_cascade.labelled import Labelled
+from stt_cascade.measure.load import RAW
 from stt_cascade.measure.noise import Kind, Noise, wav
 
 # Of a set of any size so many clips make the noise; they are held in memory.
@@ -64,6 +65,15 @@ class Sound:
         self._seed = seed
         self._noise: Noise | None = None
 
+    def source(self, version: Version) -> bytes | Path:
+        """The same, as the client takes it.
+
+        Raises:
+            OSError, ValueError: as `of`.
+        """
+        clean, file = version.snr is None, version.clip.file
+        return file if clean and file.suffix.lower() == RAW else self.of(version)
+
     def of(self, version: Version) -> bytes:
         """What is sent.
 
@@ -87,6 +97,6 @@ class Sound:
 @lru_cache(MOST_VOICES)
 def _samples(file: Path) -> Samples:
     try:
-        return decode(file.read_bytes(), raw_g722=file.suffix == ".g722", max_seconds=LONGEST_S)
+        return decode(file.read_bytes(), raw_g722=file.suffix.lower() == RAW, max_seconds=LONGEST_S)
     except Refusal as error:
         raise ValueError(f"{file}: {error}") from error

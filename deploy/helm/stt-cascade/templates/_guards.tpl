@@ -26,6 +26,9 @@
 {{- fail (printf "keda.%s: replicasWithoutMetrics is not between min and max" $tier) -}}
 {{- end -}}
 {{- $each := index $values $tier -}}
+{{- if and $each.settings.OTLP_ENDPOINT $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
+{{- fail (printf "%s.settings.OTLP_ENDPOINT: networkPolicy.egress must let the tier go there" $tier) -}}
+{{- end -}}
 {{- if and (eq (int $each.surge) 0) (eq (int $each.unavailable) 0) -}}
 {{- fail (printf "%s: with surge and unavailable 0 an update could not begin" $tier) -}}
 {{- end -}}
