@@ -61,6 +61,21 @@ def test_short_encodings_hear_what_full_ones_hear(
     assert wrong[short] <= wrong[base] + 0.05 * words
 
 
+def test_the_language_of_one_word_is_as_sure_as_in_30_s(
+    short: WhisperEngine, base: WhisperEngine, speech: Speech
+) -> None:
+    """Pooled. For a doubt that is only the short context's, the fallback would be asked in vain."""
+    doubts = []
+    for name in ("an357-mscg2-b", "an324-mmal-b", "an185-fnsv-b", "an180-mjjs2-b"):
+        samples = heard(speech[name].audio)
+        brief, full = (engine.transcribe(samples, Options()) for engine in (short, base))
+        assert brief.language == full.language == "en"
+        assert brief.language_probability is not None
+        assert full.language_probability is not None
+        doubts.append(full.language_probability - brief.language_probability)
+    assert sum(doubts) / len(doubts) < 0.15
+
+
 def test_the_encoder_sees_the_clip_and_not_30_s(short: WhisperEngine, speech: Speech) -> None:
     encoder = short._encoder
     assert isinstance(encoder, ShortEncoder)

@@ -58,7 +58,7 @@ class Encoding:
     Attributes:
         samples: the window, shape (n,), for encoding it again.
         output: ctranslate2.StorageView, shape (1, positions, hidden).
-        own: the same without the tail: as good for telling the language, and half the work.
+        own: the same without the tail: mostly enough to tell the language, and half the work.
         frames: how many of the mel frames, 10 ms each, are the window's own.
     """
 
@@ -73,6 +73,9 @@ class Encoder(Protocol):
 
     def encode(self, samples: Samples) -> Encoding: ...
 
+    def whole(self, encoding: Encoding) -> Any:
+        """An output of its own as StorageView, with as many positions as 30 s have."""
+
 
 class FullEncoder:
     """Encodes 30 s whatever the window, exactly as faster-whisper does."""
@@ -85,6 +88,9 @@ class FullEncoder:
         frames = min(features.shape[-1] - 1, WINDOW_FRAMES)
         output = self._model.encode(pad_or_trim(features[:, :frames]))
         return Encoding(samples, output, output, frames)
+
+    def whole(self, encoding: Encoding) -> Any:
+        return encoding.output
 
 
 class ShortEncoder:
@@ -120,6 +126,10 @@ class ShortEncoder:
             own=_view(states),
             frames=own,
         )
+
+    def whole(self, encoding: Encoding) -> Any:
+        states = to_host(encoding.own)[0]
+        return _view(np.concatenate([states, self._tail[len(states) :].astype(states.dtype)]))
 
 
 def _view(states: States) -> Any:

@@ -37,6 +37,8 @@ MIN_PART_SECONDS = 0.5
 UNHEARD_SECONDS = 1.0
 # A less likely language is not worth a decode of its own.
 MIN_LANGUAGE_PROBABILITY = 0.1
+# Of a clip of one word, less than 30 s of context makes the detection doubt what 30 s tell.
+SURE_LANGUAGE_PROBABILITY = 0.9
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
 
@@ -173,9 +175,7 @@ class WhisperEngine:
 
     def _hear_some_language(self, encoding: Encoding, options: Options) -> _Heard:
         """Decode in each language that it may be, together; the likeliest pair of both counts."""
-        found = likely_languages(
-            self._model.model.detect_language(encoding.own)[0], self._detectable
-        )
+        found = self._likely_languages(encoding)
         tokenizers = [self._tokenizer(language, options) for language, _ in found]
         decoded = self._decode([encoding] * len(found), tokenizers, options)
 
@@ -185,6 +185,13 @@ class WhisperEngine:
 
         best = max(range(len(found)), key=likelihood)
         return _Heard(encoding, tokenizers[best], found[best][1], decoded[best])
+
+    def _likely_languages(self, encoding: Encoding) -> list[tuple[str, float]]:
+        detect = self._model.model.detect_language
+        found = likely_languages(detect(encoding.own)[0], self._detectable)
+        if found[0][1] >= SURE_LANGUAGE_PROBABILITY or encoding.own is encoding.output:
+            return found
+        return likely_languages(detect(self._encoder.whole(encoding))[0], self._detectable)
 
     def _decode(
         self,
