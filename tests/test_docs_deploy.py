@@ -18,7 +18,7 @@ import pytest
 
 from conftest import model
 from fakes import PATIENCE
-from pages import ROOT, SRC, named, page_command, typed
+from pages import ROOT, SRC, mentions, named, page_command, shell_lines, typed
 from running import until
 
 PAGE, RESILIENCE = "docs/deploy.md", "docs/resilience.md"
@@ -50,6 +50,20 @@ def test_every_command_is_run_by_a_test_or_says_what_it_needs() -> None:
         for each in typed(page):
             asked_for = (page, each.section, each.line) in run
             assert asked_for or each.needs in LACKING, f"{each.section}: {each.line}"
+
+
+def test_what_is_typed_at_night_names_the_namespace_and_builds_nothing() -> None:
+    told = {code for _, code in mentions()} | set(shell_lines())
+    release = {each for each in told if re.match(r"helm (upgrade|rollback) ", each)}
+    assert release
+    for line in release:
+        assert re.match(r"helm \w+ (--install )?stt ", line) and " --namespace stt" in line, line
+    for line in (each for each in told if re.match(r"kubectl .*(stt-primary|stt-fallback)", each)):
+        assert re.search(r" (-n|--namespace) stt\b", line), line
+    versions = [each for each in told if re.match(r"TAG=\S+ docker compose ", each)]
+    assert versions
+    for line in versions:  # else a version that is not there is made of the code that is
+        assert "--no-build" in line, line
 
 
 def test_what_shows_a_promise_is_there() -> None:
