@@ -207,7 +207,8 @@ def make(copy: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
           "container inspect") exec test -e "runs-$3" ;;
           "image inspect") [[ $3 != *absent* ]]; exit ;;
           pull*) echo "no such image" >&2; exit 1 ;;
-          "network inspect" | exec*) exit 0 ;;
+          "network inspect") exit 0 ;;
+          exec*) [[ ! -e never-ready ]]; exit ;;
           *) echo "$@" >> calls ;;
         esac
         case $1 in
@@ -319,6 +320,16 @@ def test_rollback_brings_the_images_and_the_settings_back(make: Make, copy: Path
     ]
     # Once more: forward again.
     assert make("rollback")[1][-1] == second[-1]
+
+
+def test_rollback_passes_over_a_release_that_did_not_get_ready(make: Make, tmp_path: Path) -> None:
+    first = make("start")[1]
+    (tmp_path / "never-ready").touch()
+    for tag in ("1.1", "1.2"):
+        said, _ = make("start", f"TAG={tag}", "PATIENCE=1", status=2)
+        assert "did not get ready. Back: make rollback" in said
+    (tmp_path / "never-ready").unlink()
+    assert [call for call in make("rollback")[1] if call.startswith("run")] == first
 
 
 def test_an_image_that_cannot_be_had_replaces_nothing(make: Make) -> None:
