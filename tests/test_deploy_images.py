@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -390,7 +391,7 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
     cpu, gpu, build = (pinned(f"requirements-{name}.txt") for name in ("cpu", "gpu", "build"))
     assert cpu.items() <= gpu.items()
     assert {line.partition("==")[0] for line in gpu.keys() - cpu.keys()} == {
-        *("nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12", "nvidia-cudnn-cu12", "nvidia-ml-py")
+        *("nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12", "nvidia-ml-py")
     }
     for line, hashes in {**cpu, **build}.items():
         assert hashes and hashes <= tested[line], line
@@ -398,3 +399,14 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
     assert {"fastapi", "ctranslate2", "faster-whisper", "pip"} <= names
     assert "opentelemetry-exporter-otlp-proto-http" in names  # OTLP_ENDPOINT
     assert not names & {"pytest", "mypy", "ruff", "uv", "hatchling", "matplotlib", "schemathesis"}
+
+
+def test_the_images_for_gpus_bring_the_libraries_of_cuda_that_the_engine_opens() -> None:
+    files = distribution("ctranslate2").files or ()
+    (library,) = (file.locate() for file in files if "libctranslate2" in file.name)
+    opened = set(re.findall(rb"\0lib(cu\w+|nv\w+)\.so\.(\d+)\0", Path(library).read_bytes()))
+    assert opened == {(b"cublas", b"12"), (b"cuda", b"1")}  # the latter is the driver's
+    brought = {line.partition("==")[0] for line in pinned("requirements-gpu.txt")}
+    assert {name for name in brought if re.fullmatch(r"nvidia-cu(?!da-).*-cu\d+", name)} == {
+        "nvidia-cublas-cu12"
+    }
