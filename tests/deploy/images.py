@@ -99,6 +99,8 @@ def _dockerfile(tier: str, text: str) -> Iterator[str]:
         yield "is not stopped by SIGTERM: STOPSIGNAL"
     if _words(told.get("CMD", "")) != start(tier):
         yield f"CMD has not the form {json.dumps(start(tier))}"
+    if any(word == "ENV" and "NVIDIA_VISIBLE_DEVICES" in rest for word, rest in found):
+        yield "takes GPUs that nobody gave it: NVIDIA_VISIBLE_DEVICES"
     if "ENTRYPOINT" in told:
         yield "ENTRYPOINT puts something between the runtime and uvicorn"
     health = _words(told.get("HEALTHCHECK", "").partition("CMD ")[2])
