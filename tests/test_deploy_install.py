@@ -12,10 +12,11 @@ import pytest
 
 from pages import ROOT
 
-# `-m venv DIR` makes an environment; its Python, called as pip, brings a library with a GPU's list.
+# `-m venv DIR` makes an environment; its Python, called as pip, brings a library with a GPU's list,
+# and its `stt config check` does not know the setting NEW.
 PYTHON = """#!/bin/sh
 mkdir -p "$3/bin"
-printf '#!/bin/sh\\nexit 0\\n' > "$3/bin/stt"
+printf '#!/bin/sh\\n! grep -sn ^NEW= "$3"\\n' > "$3/bin/stt"
 cat > "$3/bin/python" <<EOF
 #!/bin/sh
 case "\\$*" in *requirements-gpu.txt) mkdir -p "$3/nvidia/cublas/lib"
@@ -70,7 +71,7 @@ def commit(host: Path) -> None:
 def install(host: Path) -> Install:
     """Run it; which calls of systemctl it made."""
 
-    def install(*words: str) -> list[str]:
+    def install(*words: str, status: int = 0) -> list[str]:
         (host / "calls").write_text("")
         done = subprocess.run(
             ["/bin/sh", host / "checkout/deploy/systemd/install.sh", *words],
@@ -79,7 +80,7 @@ def install(host: Path) -> Install:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == status, done.stdout + done.stderr
         return (host / "calls").read_text().splitlines()
 
     return install
@@ -126,3 +127,16 @@ def test_a_new_version_on_a_host_of_one_tier_brings_no_other_one(
     assert not (host / "opt/stt_primary.env").exists()
     install("primary")
     assert (host / "units/stt-primary.service").exists()
+
+
+def test_a_version_that_could_not_start_with_the_settings_is_not_gone_back_to(
+    host: Path, install: Install
+) -> None:
+    install()
+    commit(host)
+    install()
+    now = (host / "opt/venv").readlink()
+    with (host / "opt/stt_fallback.env").open("a") as settings:
+        settings.write("NEW=1\n")
+    assert install("--rollback", status=1) == []
+    assert (host / "opt/venv").readlink() == now

@@ -58,6 +58,10 @@ done
 if [ -n "$rollback" ]; then
     before=$(cat "$home/venvs/before" 2>/dev/null) || fail 'there is no version before this one'
     now=$(in_force)
+    for tier in $(installed primary fallback); do
+        "$home/venvs/$before/bin/stt" config check "$home/stt_$tier.env" ||
+            fail "$before could not start with $home/stt_$tier.env: mend it first"
+    done
     use "$before"
     printf '%s\n' "$now" > "$home/venvs/before"
     say "$before instead of $now"
