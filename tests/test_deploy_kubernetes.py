@@ -110,7 +110,7 @@ SEEN = [
     ("templates/canary.yaml", "- setWeight: {{", "- setWeight: x{{", "/setWeight: type"),
     ("templates/monitors.yaml", "port: http", "port: 1", "/spec/endpoints/0/port: type"),
     ("templates/canary.yaml", "(min_over_time", "((min_over_time", "guardrails p95-ratio"),
-    ("templates/canary.yaml", "_p95_ratio[10m]) >= 10", "_p95[10m]) >= 10", "no rule records"),
+    ("templates/canary.yaml", "(stt:canary_p95_ratio", "(stt:canary_p95", "no rule records"),
     ("values.yaml", "audioSeconds: 20", 'audioSeconds: "20"', "audioSeconds"),
 ]
 
