@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from fakes import PATIENCE
 from pages import ROOT, SRC, mentions, named, page_command, shell_lines, typed
 from running import until
 
+GIT = shutil.which("git") or "git"
 PAGE, RESILIENCE = "docs/deploy.md", "docs/resilience.md"
 # What the machine of the tests may lack; a remark `# needs ...` names one of them.
 LACKING = {"a GPU", "Docker", "a cluster"}
@@ -65,6 +67,20 @@ def test_what_is_typed_at_night_names_the_namespace_and_builds_nothing() -> None
     assert versions
     for line in versions:  # else a version that is not there is made of the code that is
         assert "--no-build" in line, line
+
+
+def test_no_key_that_the_page_makes_here_gets_into_git() -> None:
+    made = {
+        name
+        for each in typed(PAGE)
+        for name in re.findall(r"(?:> |-keyout )([\w./-]+\.key)\b", each.line)
+    }
+    assert {"caller.key", "fallback.key", "tls/ca.key"} <= made
+    for name in made:
+        done = subprocess.run([GIT, "check-ignore", "--quiet", name], cwd=ROOT, check=False)
+        if done.returncode == 128:
+            pytest.skip("this is no checkout")
+        assert done.returncode == 0, name
 
 
 def test_what_shows_a_promise_is_there() -> None:
