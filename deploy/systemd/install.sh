@@ -59,7 +59,7 @@ if [ -n "$rollback" ]; then
     before=$(cat "$home/venvs/before" 2>/dev/null) || fail 'there is no version before this one'
     now=$(in_force)
     for tier in $(installed primary fallback); do
-        "$home/venvs/$before/bin/stt" config check "$home/stt_$tier.env" ||
+        "$home/venvs/$before/bin/stt" config check "$home/stt_$tier.env" > /dev/null ||
             fail "$before could not start with $home/stt_$tier.env: mend it first"
     done
     use "$before"
