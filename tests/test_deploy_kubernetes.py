@@ -296,6 +296,16 @@ def test_envoy_takes_what_the_primaries_take() -> None:
         assert f"range_match: {{start: {largest + 1}, " in text
 
 
+@pytest.mark.parametrize(
+    "values", ["MAX_CONCURRENCY=1", "MAX_CONCURRENCY=4", "MAX_QUEUE=0", "MAX_UPLOADS=7"]
+)
+def test_envoy_may_send_again_what_a_primary_that_stops_refuses(values: str) -> None:
+    things = rendered(*CASES["envoy"], "--set", f"primary.settings.{values}")
+    text = one(things, "ConfigMap", "stt-envoy-settings")["data"]["envoy.yaml"]
+    held = settings("primary", things).upload_places
+    assert f"min_retry_concurrency: {held}}}" in text
+
+
 @pytest.mark.parametrize("file", ["envoy.yaml", "callers.yaml"])
 def test_a_new_file_of_envoys_rolls_its_pods(root: Path, file: str) -> None:
     def pods() -> Object:
