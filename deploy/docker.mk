@@ -19,6 +19,9 @@ TIERS ?= fallback primary
 # The fallback is for the primary alone: BIND=0.0.0.0 where that is on another host.
 BIND ?=
 
+# Seconds that a tier may take to load its model.
+PATIENCE ?= 300
+
 PORT_fallback := 8082
 PORT_primary := 8081
 bind = $(or $(BIND),$(if $(filter primary,$(1)),0.0.0.0,127.0.0.1))
@@ -28,6 +31,7 @@ image = stt-$(1):$(version)
 ref = $(or $(IMAGE_$(1)),$(if $(REGISTRY),$(REGISTRY)/)$(call image,$(1)))
 
 # Each start makes a folder of its images and a copy of the settings; `current` and `previous` are links.
+# One whose tiers got ready has a file `ready`: only to such a one is there a way back.
 RELEASES := .stt/containers
 -include $(RELEASES)/current/release.mk
 
@@ -82,7 +86,7 @@ _release:
 	  echo "config := $(CURDIR)/$$new/config"; \
 	  echo "models := $(abspath $(MODELS))"; \
 	  echo "secrets := $(abspath $(SECRETS))"; } > $$new/release.mk; \
-	if [ -L $(RELEASES)/current ]; then ln -sfn "$$(readlink $(RELEASES)/current)" $(RELEASES)/previous; fi; \
+	if [ -e $(RELEASES)/current/ready ]; then ln -sfn "$$(readlink $(RELEASES)/current)" $(RELEASES)/previous; fi; \
 	ln -sfn "$${new##*/}" $(RELEASES)/current; \
 	echo "==> Release $${new##*/}: $(foreach tier,$(TIERS),$(call ref,$(tier))), settings of $(CONFIGS)"
 
@@ -93,7 +97,7 @@ $(DOCKER) run --name stt-$(1) $(FLAGS) $(gpus) --publish $(publish_$(1)) \
   --volume $(config):/config:ro --volume $(models):/models:ro --volume $(secrets)/$(1):/run/secrets:ro \
   $(image_$(1))
 @echo "==> Waiting until the $(1) is ready"; \
-for _ in {1..300}; do \
+for ((n = 0; n < $(PATIENCE); n++)); do \
   if $(DOCKER) exec stt-$(1) python /opt/stt/app/health.py $(PORT_$(1)) /v1/ready >/dev/null 2>&1; \
   then exit 0; fi; sleep 1; \
 done; \
@@ -104,6 +108,7 @@ endef
 _replace:
 	@$(DOCKER) network inspect stt >/dev/null 2>&1 || { set -x; $(DOCKER) network create stt; }
 	$(foreach tier,$(tiers),$(call replace,$(tier)))
+	@touch $(RELEASES)/current/ready
 	@echo "==> Running: $(foreach tier,$(tiers),$(image_$(tier)))"
 
 stop:  ## stop both containers; what they have begun is answered
@@ -112,7 +117,7 @@ stop:  ## stop both containers; what they have begun is answered
 	    (set -x; $(DOCKER) stop stt-$$tier >/dev/null; $(DOCKER) rm stt-$$tier >/dev/null); fi; \
 	done
 
-rollback:  ## run the images and settings again that ran before the last start
+rollback:  ## run the images and settings again that ran well before the last start
 	@[ -L $(RELEASES)/previous ] || { echo "Nothing ran before."; exit 1; }
 	@now=$$(readlink $(RELEASES)/current); back=$$(readlink $(RELEASES)/previous); \
 	ln -sfn "$$back" $(RELEASES)/current; ln -sfn "$$now" $(RELEASES)/previous; \

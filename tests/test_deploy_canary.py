@@ -13,7 +13,8 @@ from deploy import engines
 from deploy.kubernetes import CASES, objects, render
 from deploy.kubernetes_queries import queries
 
-RATIO, EXCESS = "stt:canary_p95_ratio", "stt:canary_fallback_failure_excess"
+HERE = '{namespace="stt"}'
+RATIO, EXCESS = f"stt:canary_p95_ratio{HERE}", f"stt:canary_fallback_failure_excess{HERE}"
 POD = 'job="stt-primary", namespace="stt", role="canary", instance="one"'
 ANSWERED = f'stt_requests_total{{{POD}, endpoint="/v1/transcribe"}}'
 FAILED = f'stt_requests_exceptions_total{{{POD}, endpoint="/v1/transcribe", type="internal"}}'
@@ -30,6 +31,13 @@ ASKED: list[tuple[str, str, dict[str, str], int, float | None]] = [
     ("slow, but fast a moment ago", f"{GUARDRAILS} p95-ratio", {RATIO: "2x6 1x0 2x6"}, 12, 0),
     ("slow, with a gap of 3 minutes", f"{GUARDRAILS} p95-ratio", {RATIO: "2x5 _x3 2x5"}, 14, 0),
     ("slow since 8 minutes only", f"{GUARDRAILS} p95-ratio", {RATIO: "_x5 2x7"}, 13, 0),
+    (
+        "slow in another namespace",
+        f"{GUARDRAILS} p95-ratio",
+        {RATIO.replace('stt"', 'test"'): "2x15", RATIO: "1x15"},
+        12,
+        0,
+    ),
     ("nothing to compare", f"{GUARDRAILS} p95-ratio", {RATIO: "_x15"}, 12, None),
     ("slower within the limit", f"{GUARDRAILS} p95-ratio", {RATIO: "1.4x15"}, 12, 0),
     ("a spike of failures", f"{GUARDRAILS} fallback-failures", {EXCESS: "0x8 0.2x3"}, 12, 1),
@@ -82,6 +90,7 @@ def test_the_chart_asks_what_it_means(
     answer: float | None,
     tmp_path: Path,
 ) -> None:
+    labels = HERE if ":canary_" in asked[name] else "{}"
     test: dict[str, Any] = {
         "interval": "1m",
         "input_series": [{"series": key, "values": values} for key, values in series.items()],
@@ -89,7 +98,7 @@ def test_the_chart_asks_what_it_means(
             {
                 "expr": asked[name],
                 "eval_time": f"{minutes}m",
-                "exp_samples": [] if answer is None else [{"labels": "{}", "value": answer}],
+                "exp_samples": [] if answer is None else [{"labels": labels, "value": answer}],
             }
         ],
     }

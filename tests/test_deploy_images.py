@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,8 @@ def test_hadolint_reads_the_dockerfiles(copy: Path, what: str, instead: str, sai
         ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL", "STOPSIGNAL"),
         ('CMD ["uvicorn", ', 'CMD ["sh", "-c", "uvicorn", ', "CMD has not the form"),
         ("--no-proxy-headers", "--proxy-headers", "CMD has not the form"),
+        ("    CUDA_DEVICE_ORDER=PCI_BUS_ID \\\n", "", "CUDA_DEVICE_ORDER"),
+        ("ENV PATH", "ENV NVIDIA_VISIBLE_DEVICES=all PATH", "takes GPUs that nobody gave it"),
         ('CMD ["python", "/opt', 'CMD curl -f ["/opt', "HEALTHCHECK"),
         ("USER 10001", "RUN apt-get install -y gcc\nUSER 10001", "has a compiler"),
         ("CMD [", 'ENTRYPOINT ["sh", "-c"]\nCMD [', "ENTRYPOINT"),
@@ -207,7 +210,8 @@ def make(copy: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
           "container inspect") exec test -e "runs-$3" ;;
           "image inspect") [[ $3 != *absent* ]]; exit ;;
           pull*) echo "no such image" >&2; exit 1 ;;
-          "network inspect" | exec*) exit 0 ;;
+          "network inspect") exit 0 ;;
+          exec*) [[ ! -e never-ready ]]; exit ;;
           *) echo "$@" >> calls ;;
         esac
         case $1 in
@@ -321,6 +325,16 @@ def test_rollback_brings_the_images_and_the_settings_back(make: Make, copy: Path
     assert make("rollback")[1][-1] == second[-1]
 
 
+def test_rollback_passes_over_a_release_that_did_not_get_ready(make: Make, tmp_path: Path) -> None:
+    first = make("start")[1]
+    (tmp_path / "never-ready").touch()
+    for tag in ("1.1", "1.2"):
+        said, _ = make("start", f"TAG={tag}", "PATIENCE=1", status=2)
+        assert "did not get ready. Back: make rollback" in said
+    (tmp_path / "never-ready").unlink()
+    assert [call for call in make("rollback")[1] if call.startswith("run")] == first
+
+
 def test_an_image_that_cannot_be_had_replaces_nothing(make: Make) -> None:
     make("start")
     said, calls = make("start", "TAG=absent", status=2)
@@ -379,7 +393,7 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
     cpu, gpu, build = (pinned(f"requirements-{name}.txt") for name in ("cpu", "gpu", "build"))
     assert cpu.items() <= gpu.items()
     assert {line.partition("==")[0] for line in gpu.keys() - cpu.keys()} == {
-        *("nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12", "nvidia-cudnn-cu12", "nvidia-ml-py")
+        *("nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12", "nvidia-ml-py")
     }
     for line, hashes in {**cpu, **build}.items():
         assert hashes and hashes <= tested[line], line
@@ -387,3 +401,14 @@ def test_the_images_have_what_the_tests_run_with_and_nothing_of_the_developers()
     assert {"fastapi", "ctranslate2", "faster-whisper", "pip"} <= names
     assert "opentelemetry-exporter-otlp-proto-http" in names  # OTLP_ENDPOINT
     assert not names & {"pytest", "mypy", "ruff", "uv", "hatchling", "matplotlib", "schemathesis"}
+
+
+def test_the_images_for_gpus_bring_the_libraries_of_cuda_that_the_engine_opens() -> None:
+    files = distribution("ctranslate2").files or ()
+    (library,) = (file.locate() for file in files if "libctranslate2" in file.name)
+    opened = set(re.findall(rb"\0lib(cu\w+|nv\w+)\.so\.(\d+)\0", Path(library).read_bytes()))
+    assert opened == {(b"cublas", b"12"), (b"cuda", b"1")}  # the latter is the driver's
+    brought = {line.partition("==")[0] for line in pinned("requirements-gpu.txt")}
+    assert {name for name in brought if re.fullmatch(r"nvidia-cu(?!da-).*-cu\d+", name)} == {
+        "nvidia-cublas-cu12"
+    }

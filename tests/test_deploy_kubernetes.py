@@ -24,8 +24,9 @@ from deploy.kubernetes import (
     objects,
     render,
 )
-from deploy.kubernetes_objects import Object, env_file, pod, promises
+from deploy.kubernetes_objects import Object, env_file, pod, promises, settings
 from pages import page_command, typed
+from stt_cascade.config import ENVELOPE_BYTES
 
 ALL = {"all extras": CASES["all extras"]}
 ONE_POD = CASES["one pod"]
@@ -109,7 +110,7 @@ SEEN = [
     ("templates/canary.yaml", "- setWeight: {{", "- setWeight: x{{", "/setWeight: type"),
     ("templates/monitors.yaml", "port: http", "port: 1", "/spec/endpoints/0/port: type"),
     ("templates/canary.yaml", "(min_over_time", "((min_over_time", "guardrails p95-ratio"),
-    ("templates/canary.yaml", "_p95_ratio[10m]) >= 10", "_p95[10m]) >= 10", "no rule records"),
+    ("templates/canary.yaml", "(stt:canary_p95_ratio", "(stt:canary_p95", "no rule records"),
     ("values.yaml", "audioSeconds: 20", 'audioSeconds: "20"', "audioSeconds"),
 ]
 
@@ -282,6 +283,39 @@ def test_envoy_has_the_checked_file_and_asks_each_primary_by_its_own_address() -
     checked = (engines.ROOT / "deploy/envoy/envoy.yaml").read_text()
     assert text.replace(f"address: {name},", "address: stt-primary,").strip() == checked.strip()
     assert f"address: {name}," in text
+
+
+def test_envoy_takes_what_the_primaries_take() -> None:
+    for size, largest in (("16", 16842752), ("0.5", 589824), ("100", 104923136)):
+        options = (*CASES["envoy"], "--set-json", f"primary.settings.MAX_UPLOAD_MB={size}")
+        things = rendered(*options)
+        text = one(things, "ConfigMap", "stt-envoy-settings")["data"]["envoy.yaml"]
+        config = settings("primary", things)
+        assert largest == config.upload_limit + ENVELOPE_BYTES
+        assert f"request_body_buffer_limit: {largest}\n" in text
+        assert f"range_match: {{start: {largest + 1}, " in text
+
+
+@pytest.mark.parametrize(
+    "values", ["MAX_CONCURRENCY=1", "MAX_CONCURRENCY=4", "MAX_QUEUE=0", "MAX_UPLOADS=7"]
+)
+def test_envoy_may_send_again_what_a_primary_that_stops_refuses(values: str) -> None:
+    things = rendered(*CASES["envoy"], "--set", f"primary.settings.{values}")
+    text = one(things, "ConfigMap", "stt-envoy-settings")["data"]["envoy.yaml"]
+    held = settings("primary", things).upload_places
+    assert f"min_retry_concurrency: {held}}}" in text
+
+
+@pytest.mark.parametrize("file", ["envoy.yaml", "callers.yaml"])
+def test_a_new_file_of_envoys_rolls_its_pods(root: Path, file: str) -> None:
+    def pods() -> Object:
+        things = objects(render(root, *CASES["envoy"]))
+        return pod(one(things, "Deployment", "stt-envoy"))
+
+    before = pods()
+    path = root / "deploy/envoy" / file
+    path.write_text(path.read_text() + "# another one\n")
+    assert pods() != before
 
 
 def test_each_job_that_the_rules_name_is_scraped_where_its_counters_are() -> None:

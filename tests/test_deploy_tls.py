@@ -160,3 +160,21 @@ def test_envoy_in_front_of_the_fallback_lets_in_primaries_only(
             assert fallback.counts.begun == (shown == "stt-primary")
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_no_primary_stays_at_a_fallback_that_goes(tmp_path: Path) -> None:
+    """The next connection leads to another one: the fallback's own words for it end at Envoy."""
+    authority = Authority(tmp_path / "authority")
+    context = authority.issue("stt-primary").client(authority.cert)
+
+    async def run() -> None:
+        async with Lab("short") as lab:
+            front = await lab.balancer([await lab.fallback()], "fallback.yaml", authority)
+            url = f"https://{HOST}:{front.port}/v1/transcribe"
+            async with httpx2.AsyncClient(verify=context, trust_env=False) as client:
+                answer = await client.get(url)
+                assert answer.status_code == 405
+                assert answer.headers.get("Connection") == "close"
+
+    asyncio.run(run())

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ import pytest
 
 from conftest import model
 from fakes import PATIENCE
-from pages import ROOT, SRC, named, page_command, typed
+from pages import ROOT, SRC, mentions, named, page_command, shell_lines, typed
 from running import until
 
+GIT = shutil.which("git") or "git"
 PAGE, RESILIENCE = "docs/deploy.md", "docs/resilience.md"
 # What the machine of the tests may lack; a remark `# needs ...` names one of them.
 LACKING = {"a GPU", "Docker", "a cluster"}
@@ -50,6 +52,35 @@ def test_every_command_is_run_by_a_test_or_says_what_it_needs() -> None:
         for each in typed(page):
             asked_for = (page, each.section, each.line) in run
             assert asked_for or each.needs in LACKING, f"{each.section}: {each.line}"
+
+
+def test_what_is_typed_at_night_names_the_namespace_and_builds_nothing() -> None:
+    # The runbooks' table of equivalents says once for all that the namespace goes with it.
+    told = {code for page, code in mentions() if page != "README.md"} | set(shell_lines())
+    release = {each for each in told if re.match(r"helm (upgrade|rollback) ", each)}
+    assert release
+    for line in release:
+        assert re.match(r"helm \w+ (--install )?stt ", line) and " --namespace stt" in line, line
+    for line in (each for each in told if re.match(r"kubectl .*(stt-primary|stt-fallback)", each)):
+        assert re.search(r" (-n|--namespace) stt\b", line), line
+    versions = [each for each in told if re.match(r"TAG=\S+ docker compose ", each)]
+    assert versions
+    for line in versions:  # else a version that is not there is made of the code that is
+        assert "--no-build" in line, line
+
+
+def test_no_key_that_the_page_makes_here_gets_into_git() -> None:
+    made = {
+        name
+        for each in typed(PAGE)
+        for name in re.findall(r"(?:> |-keyout )([\w./-]+\.key)\b", each.line)
+    }
+    assert {"caller.key", "fallback.key", "tls/ca.key"} <= made
+    for name in made:
+        done = subprocess.run([GIT, "check-ignore", "--quiet", name], cwd=ROOT, check=False)
+        if done.returncode == 128:
+            pytest.skip("this is no checkout")
+        assert done.returncode == 0, name
 
 
 def test_what_shows_a_promise_is_there() -> None:

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Install the tiers on this host as systemd units, or a new version of them, from a checkout:
 #
-#     sudo sh deploy/systemd/install.sh [--gpu] [primary] [fallback]
+#     sudo sh deploy/systemd/install.sh [--gpu | --cpu] [primary] [fallback]
 #     sudo sh deploy/systemd/install.sh --rollback
 #
-# Both tiers, if none is named. Settings, keys and models that are there stay as they are. What runs goes
-# on running: a restart is yours to choose, except with --rollback. PYTHON=python3.12 takes that one.
+# What is not said stays as it is on this host; the first time it is both tiers, without a GPU. Settings,
+# keys and models that are there stay as they are. What runs goes on running: a restart is yours to choose,
+# except with --rollback. PYTHON=python3.12 takes that one.
 set -eu
 umask 022
 
@@ -26,22 +27,30 @@ use() {
     mv -T "$home/venv.new" "$home/venv"
 }
 in_force() { basename "$(readlink "$home/venv" || true)"; }
-# The units of these tiers, as the version in force has them.
+# Those of these whose units are on this host.
+installed() {
+    for name in "$@"; do
+        [ ! -e "$units/stt-$name.service" ] || printf '%s ' "$name"
+    done
+}
+# These units, as the version in force has them.
 put_units() {
-    for tier in "$@"; do
-        install -m 0644 "$home/venv/units/stt-$tier.service" "$units/"
+    for name in "$@"; do
+        install -m 0644 "$home/venv/units/stt-$name.service" "$units/"
     done
     install -m 0644 "$home/venv/units/stt.target" "$units/"
     systemctl daemon-reload
 }
 
 tiers='' device=cpu rollback=''
+[ ! -e "$home/venv/cuda/libcublas.so.12" ] || device=gpu
 for word in "$@"; do
     case $word in
         primary | fallback) tiers="$tiers $word" ;;
         --gpu) device=gpu ;;
+        --cpu) device=cpu ;;
         --rollback) rollback=yes ;;
-        *) fail "$word: not known; it takes --gpu, --rollback, primary, fallback" ;;
+        *) fail "$word: not known; it takes --gpu, --cpu, --rollback, primary, fallback" ;;
     esac
 done
 [ "$(id -u)" = 0 ] || fail 'this takes root'
@@ -49,18 +58,20 @@ done
 if [ -n "$rollback" ]; then
     before=$(cat "$home/venvs/before" 2>/dev/null) || fail 'there is no version before this one'
     now=$(in_force)
+    for tier in $(installed primary fallback); do
+        "$home/venvs/$before/bin/stt" config check "$home/stt_$tier.env" > /dev/null ||
+            fail "$before could not start with $home/stt_$tier.env: mend it first"
+    done
     use "$before"
     printf '%s\n' "$now" > "$home/venvs/before"
     say "$before instead of $now"
-    for tier in primary fallback; do
-        [ ! -e "$units/stt-$tier.service" ] || tiers="$tiers $tier"
-    done
-    # shellcheck disable=SC2086  # words
-    put_units $tiers
+    # shellcheck disable=SC2046  # words
+    put_units $(installed gpu primary fallback)
     systemctl try-restart stt-fallback.service stt-primary.service
     exit
 fi
 
+tiers=${tiers:-$(installed primary fallback)}
 tiers=${tiers:-primary fallback}
 getent group stt > /dev/null || groupadd --system stt
 getent passwd stt > /dev/null ||
@@ -71,8 +82,10 @@ install -d -m 0755 "$home" "$home/venvs" "$home/models" "$home/keys"
 # The checkout may be somebody else's than root's, which git takes for a trap.
 git() { command git -c safe.directory="$checkout" -C "$checkout" "$@"; }
 now=$(date -u +%Y%m%dT%H%M%SZ)
-version=$(git rev-parse --short HEAD 2> /dev/null || echo "$now")
-[ -z "$(git status --porcelain 2> /dev/null)" ] || version=$version-$now
+commit=$(git rev-parse --short HEAD 2> /dev/null || echo "$now")
+[ -z "$(git status --porcelain 2> /dev/null)" ] || commit=$commit-$now
+version=$commit
+[ "$device" = cpu ] || version=$commit-gpu
 new=$home/venvs/$version
 if [ -e "$new/COMMIT" ]; then
     say "$version is installed already"
@@ -89,7 +102,7 @@ else
     find "$new" -path '*/nvidia/*/lib/*.so*' -exec ln -s -t "$new/cuda" {} +
     install -d "$new/units"
     install -m 0644 "$here"/*.service "$here/stt.target" "$new/units/"
-    printf '%s\n' "$version" > "$new/COMMIT"
+    printf '%s\n' "$commit" > "$new/COMMIT"
 fi
 if [ "$(in_force)" != "$version" ]; then
     [ ! -L "$home/venv" ] || in_force > "$home/venvs/before"
@@ -120,10 +133,12 @@ if [ -d "$home/keys/primary" ]; then
     fi
 fi
 
+names=$tiers
+[ "$device" = cpu ] || names="gpu $tiers"
 # shellcheck disable=SC2086  # words
-put_units $tiers
-for tier in $tiers; do
-    systemctl enable --quiet "stt-$tier.service"
+put_units $names
+for name in $names; do
+    systemctl enable --quiet "stt-$name.service"
 done
 systemctl enable --quiet stt.target
 for tier in $tiers; do

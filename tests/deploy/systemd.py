@@ -19,6 +19,9 @@ TIERS: dict[str, tuple[type[TierConfig], int]] = {
     "fallback": (FallbackConfig, 8082),
 }
 DEVICES = ("cpu", "gpu")
+UNITS = tuple(f"stt-{tier}.service" for tier in TIERS)
+# Makes the devices that the tiers find; a tier has no rights to.
+DEVICE_UNIT = "stt-gpu.service"
 # Out of ten.
 MOST_EXPOSURE = 2.5
 # What a start takes, at most, that ends with wrong settings.
@@ -53,7 +56,7 @@ UNWANTED = {"MemoryDenyWriteExecute": "oneDNN and CUDA", "PrivateDevices": "CUDA
 
 def check(root: Path) -> Iterator[str]:
     """A line a finding."""
-    units = [FOLDER / f"stt-{tier}.service" for tier in TIERS] + [FOLDER / "stt.target"]
+    units = [FOLDER / name for name in (*UNITS, DEVICE_UNIT, "stt.target")]
     if missing := [unit for unit in units if not (root / unit).is_file()]:
         yield from (f"{unit}: missing" for unit in missing)
         return
@@ -72,7 +75,18 @@ def check(root: Path) -> Iterator[str]:
             yield from _secret(root / file, file)
         for finding in _kept(options(root / unit), tier, port, settings):
             yield f"{unit}: {finding}"
+    yield from _devices(root, FOLDER / DEVICE_UNIT)
     yield from _linted(root, FOLDER / "install.sh")
+
+
+def _devices(root: Path, unit: Path) -> Iterator[str]:
+    found = options(root / unit)
+    for name in ("Before", "WantedBy"):
+        if set(" ".join(found[name]).split()) != set(UNITS):
+            yield f"{unit}: {name} does not name both tiers, which find no GPU after a boot"
+    programs = {Path(line.split()[0]).name for line in found["ExecStart"]}
+    if programs != {"nvidia-smi", "nvidia-modprobe"}:
+        yield f"{unit}: nvidia-smi makes a device for each GPU, nvidia-modprobe nvidia-uvm"
 
 
 def options(unit: Path) -> dict[str, list[str]]:
@@ -87,13 +101,13 @@ def options(unit: Path) -> dict[str, list[str]]:
 def _verified(root: Path, units: list[Path]) -> Iterator[str]:
     """As the system manager reads them; it exits with 0 on unknown keys, so its words count."""
     with tempfile.TemporaryDirectory() as folder:
-        # A root of its own, with this host's units, and the program that is installed later.
+        # A root of its own, with this host's units, and the programs that are installed later.
         shutil.copytree(
             "/usr/lib/systemd/system", Path(folder, "usr/lib/systemd/system"), symlinks=True
         )
-        program = Path(folder, "opt/stt/venv/bin/uvicorn")
-        program.parent.mkdir(parents=True)
-        program.touch(mode=0o755)
+        for name in ("opt/stt/venv/bin/uvicorn", "usr/bin/nvidia-smi", "usr/bin/nvidia-modprobe"):
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).touch(mode=0o755)
         there = Path(folder, "etc/systemd/system")
         there.mkdir(parents=True)
         for unit in units:
@@ -136,6 +150,8 @@ def _kept(
         yield f"ExecStart is not {command}"
     if f"CONFIG_PATH=/opt/stt/stt_{tier}.env" not in unit["Environment"]:
         yield f"CONFIG_PATH is not /opt/stt/stt_{tier}.env"
+    if "CUDA_DEVICE_ORDER=PCI_BUS_ID" not in unit["Environment"]:
+        yield "CUDA_DEVICE_ORDER: the GPU in use would not be the one whose gauges are read"
     for name, (value, reason) in WANTED.items():
         if unit[name] != [value]:
             yield f"{name} has to be {value!r}, so that {reason}"

@@ -29,6 +29,10 @@
 {{- if and $each.settings.OTLP_ENDPOINT $values.networkPolicy.enabled (not $values.networkPolicy.egress) -}}
 {{- fail (printf "%s.settings.OTLP_ENDPOINT: networkPolicy.egress must let the tier go there" $tier) -}}
 {{- end -}}
+{{- /* As the files of Envoy have it. */}}
+{{- if and (or $values.envoy.enabled $values.mtls.enabled) (ge ($each.settings.REQUEST_TIMEOUT_S | default 60 | float64) 65.0) -}}
+{{- fail (printf "%s.settings.REQUEST_TIMEOUT_S: Envoy gives up after 65 s, before the service would" $tier) -}}
+{{- end -}}
 {{- if and (eq (int $each.surge) 0) (eq (int $each.unavailable) 0) -}}
 {{- fail (printf "%s: with surge and unavailable 0 an update could not begin" $tier) -}}
 {{- end -}}
@@ -40,6 +44,9 @@
 {{- if not (and $values.monitors.credentials.name $values.monitors.credentials.key) -}}
 {{- fail "the metrics are guarded: monitors.credentials must say which Secret has a key of them" -}}
 {{- end -}}
+{{- end -}}
+{{- if and $values.mtls.enabled (not $values.networkPolicy.enabled) -}}
+{{- fail "mtls: without networkPolicy everybody reaches the fallback beside it, at port 8082" -}}
 {{- end -}}
 {{- if $values.rollouts.enabled -}}
 {{- if lt (int (include "stt.scale" $primary | fromJson).min) 2 -}}
