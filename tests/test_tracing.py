@@ -372,10 +372,17 @@ def test_the_process_environment_has_no_say(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "another")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=another")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20another")
     tier = tiers.fallback(otlp_endpoint=collector.url)
     tier.transcribe()
     spans = collector.spans(lambda spans: bool(servers(Tree(spans))))
     assert {span.service for span in spans} == {"stt-fallback"}
+    (server,) = servers(Tree(spans))
+    assert server.facts["http.route"] == "/v1/transcribe"
+    assert not collector.authorizations
 
 
 # FastAPI imports the interface by itself where it is there; it sends nothing.
