@@ -307,20 +307,14 @@ def test_shorter_rules_differ_in_their_times_alone(tmp_path: Path) -> None:
                 assert {**was, "expr": "", "for": ""} == {**rule, "expr": "", "for": ""}
 
 
-def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
-    primary = {"job": "stt-primary", "instance": "p1"}
-    alerts = [
-        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
-        {"alertname": "SttBreakerOpen", "severity": "page", **primary},
-        {"alertname": "SttFallbackFailureSpike", "severity": "page", **primary},
-        {"alertname": "SttGpuSaturated", "severity": "ticket", "job": "stt-fallback"},
-        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary"},
-        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary"},
-        {"alertname": "SttKeyNearRateLimit", "severity": "ticket", **primary},
-    ]
+PRIMARY = {"job": "stt-primary", "instance": "p1"}
 
-    async def heard() -> set[tuple[str, str]]:
-        async with Alertmanager(tmp_path) as alertmanager:
+
+def heard(folder: Path, alerts: list[dict[str, str]]) -> set[tuple[str, str]]:
+    """The alerts that somebody is told of, of these that fire at once, and who is."""
+
+    async def told_of() -> set[tuple[str, str]]:
+        async with Alertmanager(folder) as alertmanager:
             await alertmanager.tell(alerts)
 
             async def quiet() -> list[dict[str, Any]]:
@@ -335,11 +329,44 @@ def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
                 if not one["status"]["inhibitedBy"]
             }
 
-    assert asyncio.run(heard()) == {
+    return asyncio.run(told_of())
+
+
+def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
+        {"alertname": "SttBreakerOpen", "severity": "page", **PRIMARY},
+        {"alertname": "SttFallbackFailureSpike", "severity": "page", **PRIMARY},
+        {"alertname": "SttGpuSaturated", "severity": "ticket", "job": "stt-fallback"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary"},
+        {"alertname": "SttKeyNearRateLimit", "severity": "ticket", **PRIMARY},
+    ]
+    assert heard(tmp_path, alerts) == {
         ("SttTierDown", "page"),
         ("SttLatencyBudgetBurn", "page"),
         ("SttKeyNearRateLimit", "ticket"),
     }
+
+
+def test_what_callers_see_is_told_though_something_cannot_be_scraped(tmp_path: Path) -> None:
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-primary"},
+        {"alertname": "SttIngress5xx", "severity": "page", "job": "stt-primary"},
+    ]
+    assert ("SttIngress5xx", "page") in heard(tmp_path / "both", alerts)
+    alerts[1:] = [{"alertname": "SttAvailabilityBudgetBurn", "severity": "page", **PRIMARY}]
+    assert ("SttAvailabilityBudgetBurn", "page") in heard(tmp_path / "fallback", alerts)
+
+
+def test_one_primary_s_breaker_does_not_silence_the_failures_of_another(tmp_path: Path) -> None:
+    other = {"job": "stt-primary", "instance": "p2"}
+    alerts = [
+        {"alertname": "SttBreakerOpen", "severity": "page", **PRIMARY},
+        {"alertname": "SttFallbackFailureSpike", "severity": "page", **other},
+    ]
+    assert ("SttFallbackFailureSpike", "page") in heard(tmp_path, alerts)
 
 
 def test_an_alert_comes_and_goes_in_a_real_prometheus(tmp_path: Path) -> None:
