@@ -62,7 +62,10 @@ async def memory_grows(shift: Shift) -> None:
     callers = await shift.callers(primary, request=clip(seconds=240), callers=1, pause=0.3)
     await shift.firing("SttMemoryGrows")
     await shift.check()
+    grown = (await primary.tier.snapshot())["process"]["rss_mb"]
     await shift.do("How to mend", "Before the machine runs out")
+    given_back = grown - (await primary.tier.snapshot())["process"]["rss_mb"]
+    shift.report.check("a restart gives back", f"{given_back:.0f} MB", given_back > 200)
     await callers.see("a text", OK)
     await shift.do("How to mend", "Long clips")
     await callers.see("the limit", is_status(413, x_error_type="audio_too_long"))
