@@ -18,8 +18,8 @@ def now() -> list[Panel]:
         figure(
             "Tiers that answer",
             "percentunit",
-            Query('avg(up{job=~"stt-primary|stt-fallback"})'),
-            text="Of all that Prometheus knows: who could be scraped.",
+            Query('avg(up{job=~"stt-primary|stt-fallback|envoy"})'),
+            text="Of all that Prometheus knows, Envoy included: who could be scraped.",
             colours=[("red", None), ("orange", 0.5), ("green", 1)],
         ),
         figure(
