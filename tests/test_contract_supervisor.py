@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,10 @@ class Manager:
 
     def hear_until(self, name: str, value: str) -> list[dict[str, str]]:
         """All messages up to the one that says this."""
+        give_up = time.monotonic() + PATIENCE
         heard = [self.hear()]
         while heard[-1].get(name) != value:
+            assert time.monotonic() < give_up, f"it never said {name}={value}"
             heard.append(self.hear())
         return heard
 

@@ -284,6 +284,31 @@ def test_envoy_has_the_checked_file_and_asks_each_primary_by_its_own_address() -
     assert f"address: {name}," in text
 
 
+def test_each_job_that_the_rules_name_is_scraped_where_its_counters_are() -> None:
+    things = rendered(*ALL["all extras"])
+    found = {
+        (
+            service["metadata"]["labels"][monitor["spec"]["jobLabel"]],
+            port["port"],
+            endpoint["path"],
+        )
+        for monitor in things
+        if monitor["kind"] == "ServiceMonitor"
+        for endpoint in monitor["spec"]["endpoints"]
+        for service in things
+        if service["kind"] == "Service"
+        and monitor["spec"]["selector"]["matchLabels"].items()
+        <= service["metadata"]["labels"].items()
+        for port in service["spec"]["ports"]
+        if port["name"] == endpoint["port"]
+    }
+    assert found == {
+        ("stt-primary", 8081, "/metrics"),
+        ("stt-fallback", 8082, "/metrics"),
+        ("envoy", 9901, "/metrics"),
+    }
+
+
 def test_with_mtls_a_primary_gets_to_the_fallback_by_tls_only() -> None:
     things = rendered(*CASES["mtls"])
     assert "FALLBACK_URL=https://stt-fallback:8443" in str(

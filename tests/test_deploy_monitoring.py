@@ -289,6 +289,26 @@ def test_the_specification_s_expressions_are_kept() -> None:
     )
 
 
+def test_the_three_objectives_have_the_same_arms() -> None:
+    """So that what the unit tests hold of one of them holds of all."""
+    budgets = {
+        "SttAvailabilityBudgetBurn": ("availability_errors", "0.001"),
+        "SttLatencyBudgetBurn": ("slow_answers", "0.05"),
+        "SttFallbackBudgetBurn": ("fallback_failures", "0.005"),
+    }
+    arms: dict[str, list[str]] = {}
+    for _, rule in dashboards.rules(engines.ROOT):
+        if rule.get("alert") in budgets:
+            record, budget = budgets[rule["alert"]]
+            arm, _, enough = rule["expr"].partition("\n)\nand\n")
+            assert record in arm and f"* {budget}\n" in arm
+            form = arm.replace(record, "bad").replace(f"* {budget}\n", "* budget\n")
+            arms.setdefault(rule["labels"]["severity"], []).append(form)
+            assert enough.rstrip().endswith(">= 10")
+    assert {severity: len(forms) for severity, forms in arms.items()} == {"page": 3, "ticket": 3}
+    assert all(len(set(forms)) == 1 for forms in arms.values())
+
+
 def test_shorter_rules_differ_in_their_times_alone(tmp_path: Path) -> None:
     source = engines.ROOT / RULES
     written = shorten(source, tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from faults.stub import Stub
-from runbooks.front import Front
 from runbooks.shift import Row, Shift
 from runbooks.traffic import clip, is_status
 
@@ -70,15 +69,17 @@ async def key_near_rate_limit(shift: Shift) -> None:
 
 async def ingress_5xx(shift: Shift) -> None:
     primary = await shift.primary()
-    front = await shift.enter(Front(primary.port))
+    front = await shift.lab.balancer([primary.tier])
     await shift.watch(envoy=[f"127.0.0.1:{front.metrics_port}"])
-    callers = await shift.callers(at=front.port, callers=3)
+    callers = await shift.callers(at=front.port, tls=front.client, callers=3)
     await callers.see("a text", OK)
     await primary.stop()
     answer = await callers.see("Envoy's own", is_status(503, x_error_type="not_ready"), times=5)
     told = answer.headers.get("x-error-message", "")
     own = "x-total-ms" not in answer.headers and told == "no primary takes requests now"
     shift.report.check("who says so", told, own)
+    flags = sorted({str(line.get("flags")) for line in front.lines if line["status"] == 503})
+    shift.report.check("access log", flags, bool(flags) and set(flags) <= {"UF", "UH"})
     await shift.firing("SttIngress5xx")
     await shift.check()
     await shift.do("How to mend", "Envoy reaches no primary")
@@ -135,9 +136,10 @@ ROWS = (
     ),
     Row(
         "ingress-5xx",
-        "the only primary stops, behind something that answers and counts as Envoy does",
+        "the only primary behind Envoy stops",
         ingress_5xx,
         ("SttIngress5xx",),
+        needs=("prometheus", "envoy"),
     ),
     Row(
         "key-near-rate-limit",

@@ -160,7 +160,6 @@ ROWS = (
         "clips of two words; then a language that is hard to tell",
         always_falling_back,
         ("SttAlwaysFallingBack",),
-        short=True,
     ),
     Row(
         "disagreement-drift",

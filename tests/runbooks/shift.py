@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
+
+import httpx2
 
 from deploy.prometheus import Prometheus
 from deploy.shorten import Scale
@@ -26,7 +28,6 @@ COMMAND_S = 30.0
 FIRST_PORT = 21_001
 # Evaluations of a rule before its alerts are recorded.
 SETTLING = 4
-Part = TypeVar("Part")
 JOBS = {"primary": "stt-primary", "fallback": "stt-fallback"}
 
 
@@ -135,10 +136,6 @@ class Shift:
         traffic = Traffic(ports, request or clip(), **options)
         return await self._exit.enter_async_context(traffic)
 
-    async def enter(self, part: AbstractAsyncContextManager[Part]) -> Part:
-        """Something else that goes when the shift is over."""
-        return await self._exit.enter_async_context(part)
-
     # Prometheus
 
     async def watch(self, *, key: str | None = None, **others: list[str]) -> None:
@@ -240,7 +237,12 @@ class Shift:
             stderr=asyncio.subprocess.STDOUT,
             cwd=self.folder,
         )
-        out, _ = await asyncio.wait_for(process.communicate(), COMMAND_S)
+        try:
+            out, _ = await asyncio.wait_for(process.communicate(), COMMAND_S)
+        except asyncio.TimeoutError:
+            process.kill()
+            self.report.check(_short(line), f"not done within {COMMAND_S:g} s", False)
+            return
         output = out.decode(errors="replace")
         missing = [each for each in shows if not matches(self._here(each), output)]
         holds = process.returncode == 0 and not missing
@@ -287,7 +289,7 @@ async def run(row: Row) -> Report:
             await asyncio.wait_for(row.run(shift), limit)
     except asyncio.TimeoutError:
         shift.report.check("ends", f"not within {limit:g} s", False)
-    except (RuntimeError, LookupError, OSError) as error:
+    except (RuntimeError, LookupError, OSError, httpx2.HTTPError) as error:
         shift.report.check("can be followed", error, False)
     for name in row.alerts:
         states = shift.seen.get(name, set())

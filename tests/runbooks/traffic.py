@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -44,6 +45,7 @@ class Traffic:
     Args:
         ports: whom they ask, in turn, as behind a load balancer; may be changed meanwhile.
         pause: seconds between an answer and a caller's next question.
+        tls: they speak it.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Traffic:
         *,
         callers: int = 2,
         pause: float = 0.1,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.ports = list(ports)
         self.request = request
         self.answers: deque[load.Answer] = deque(maxlen=5000)
         self._callers = callers
+        self._tls = tls
         self._pause = pause
         self._turn = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,7 +90,7 @@ class Traffic:
         while True:
             self._turn += 1
             port = self.ports[self._turn % len(self.ports)]
-            answer = await load.call(port, self.request)
+            answer = await load.call(port, self.request, tls=self._tls)
             async with self._came:
                 self.answers.append(answer)
                 self._came.notify_all()
