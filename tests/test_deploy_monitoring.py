@@ -300,11 +300,17 @@ def test_the_three_objectives_have_the_same_arms() -> None:
     for _, rule in dashboards.rules(engines.ROOT):
         if rule.get("alert") in budgets:
             record, budget = budgets[rule["alert"]]
-            arm, _, enough = rule["expr"].partition("\n)\nand\n")
-            assert record in arm and f"* {budget}\n" in arm
-            form = arm.replace(record, "bad").replace(f"* {budget}\n", "* budget\n")
+            form = ""
+            for arm in rule["expr"].split("\nor\n"):
+                burns, enough = re.split(r"\n  and (?!stt:\w+:ratio)", arm, maxsplit=1)
+                assert record in burns and f"* {budget}" in burns
+                form += burns.replace(record, "bad").replace(f"* {budget}", "* budget") + "\n"
+                # Ten in the window that the arm is about.
+                (window,) = re.findall(r":ratio_rate(\w+)[^\n]*\n  and", burns)
+                counted = re.findall(r"\[(\w+)\]|:rate(\w+) ", enough)
+                assert {one or other for one, other in counted} == {window}
+                assert re.search(r">= 10\n\)\s*$", enough)
             arms.setdefault(rule["labels"]["severity"], []).append(form)
-            assert enough.rstrip().endswith(">= 10")
     assert {severity: len(forms) for severity, forms in arms.items()} == {"page": 3, "ticket": 3}
     assert all(len(set(forms)) == 1 for forms in arms.values())
 
