@@ -41,11 +41,15 @@ class Collector:
 
     Args:
         status: of its answers.
+
+    Attributes:
+        authorizations: what requests showed to be let in.
     """
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
         self.requests = 0
+        self.authorizations: list[str] = []
         self._spans: list[Span] = []
         self._changed = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -86,6 +90,7 @@ class Collector:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
+                collector.authorizations += self.headers.get_all("Authorization", [])
                 collector._take(self.path, self.headers["Content-Type"], body)
                 answer = ExportTraceServiceResponse().SerializeToString()
                 self.send_response(collector.status)

@@ -352,3 +352,17 @@ def test_with_mtls_a_primary_gets_to_the_fallback_by_tls_only() -> None:
     primary = {"podSelector": {"matchLabels": {"app": "stt-primary"}}}
     (rule,) = (each for each in policy["ingress"] if primary in each["from"])
     assert [each["port"] for each in rule["ports"]] == [8443]
+
+
+def test_nobody_is_got_up_for_a_fallback_that_the_release_does_not_have() -> None:
+    def tier_down(*options: str) -> str:
+        things = rendered("--set", "monitors.enabled=true", *options)
+        groups = one(things, "PrometheusRule", "stt-alerts")["spec"]["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        found = (r["expr"] for r in rules if r["alert"] == "SttTierDown" and "absent" in r["expr"])
+        return " ".join(next(found).split())
+
+    elsewhere = "primary.fallbackUrl=http://elsewhere:8082,networkPolicy.enabled=false"
+    without = ("--set", f"fallback.enabled=false,{elsewhere}")
+    absent = ' or absent(up{job="stt-fallback"})'
+    assert tier_down().removesuffix(absent) == tier_down(*without) != tier_down()

@@ -284,8 +284,8 @@ def test_the_specification_s_expressions_are_kept() -> None:
     }
     assert spec["SttFallbackFailureSpike"] == 'rate(stt_fallback_total{result="failed"}[5m]) > 0.5'
     assert spec["SttGpuSaturated"] == "avg_over_time(stt_gpu_utilization_pct[10m]) > 90"
-    assert spec["SttIngress5xx"] == (
-        'sum(rate(http_requests_total{status=~"5..", app="stt-primary"}[5m])) > 1'
+    assert spec["SttIngress5xx"].startswith(
+        'sum(rate(http_requests_total{status=~"5..", app="stt-primary"}[5m])) > 1\nor\n'
     )
 
 
@@ -300,11 +300,17 @@ def test_the_three_objectives_have_the_same_arms() -> None:
     for _, rule in dashboards.rules(engines.ROOT):
         if rule.get("alert") in budgets:
             record, budget = budgets[rule["alert"]]
-            arm, _, enough = rule["expr"].partition("\n)\nand\n")
-            assert record in arm and f"* {budget}\n" in arm
-            form = arm.replace(record, "bad").replace(f"* {budget}\n", "* budget\n")
+            form = ""
+            for arm in rule["expr"].split("\nor\n"):
+                burns, enough = re.split(r"\n  and (?!stt:\w+:ratio)", arm, maxsplit=1)
+                assert record in burns and f"* {budget}" in burns
+                form += burns.replace(record, "bad").replace(f"* {budget}", "* budget") + "\n"
+                # Ten in the window that the arm is about.
+                (window,) = re.findall(r":ratio_rate(\w+)[^\n]*\n  and", burns)
+                counted = re.findall(r"\[(\w+)\]|:rate(\w+) ", enough)
+                assert {one or other for one, other in counted} == {window}
+                assert re.search(r">= 10\n\)\s*$", enough)
             arms.setdefault(rule["labels"]["severity"], []).append(form)
-            assert enough.rstrip().endswith(">= 10")
     assert {severity: len(forms) for severity, forms in arms.items()} == {"page": 3, "ticket": 3}
     assert all(len(set(forms)) == 1 for forms in arms.values())
 
@@ -327,20 +333,14 @@ def test_shorter_rules_differ_in_their_times_alone(tmp_path: Path) -> None:
                 assert {**was, "expr": "", "for": ""} == {**rule, "expr": "", "for": ""}
 
 
-def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
-    primary = {"job": "stt-primary", "instance": "p1"}
-    alerts = [
-        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
-        {"alertname": "SttBreakerOpen", "severity": "page", **primary},
-        {"alertname": "SttFallbackFailureSpike", "severity": "page", **primary},
-        {"alertname": "SttGpuSaturated", "severity": "ticket", "job": "stt-fallback"},
-        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary"},
-        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary"},
-        {"alertname": "SttKeyNearRateLimit", "severity": "ticket", **primary},
-    ]
+PRIMARY = {"job": "stt-primary", "instance": "p1"}
 
-    async def heard() -> set[tuple[str, str]]:
-        async with Alertmanager(tmp_path) as alertmanager:
+
+def heard(folder: Path, alerts: list[dict[str, str]]) -> set[tuple[str, str]]:
+    """The alerts that somebody is told of, of these that fire at once, and who is."""
+
+    async def told_of() -> set[tuple[str, str]]:
+        async with Alertmanager(folder) as alertmanager:
             await alertmanager.tell(alerts)
 
             async def quiet() -> list[dict[str, Any]]:
@@ -355,11 +355,44 @@ def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
                 if not one["status"]["inhibitedBy"]
             }
 
-    assert asyncio.run(heard()) == {
+    return asyncio.run(told_of())
+
+
+def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
+        {"alertname": "SttBreakerOpen", "severity": "page", **PRIMARY},
+        {"alertname": "SttFallbackFailureSpike", "severity": "page", **PRIMARY},
+        {"alertname": "SttGpuSaturated", "severity": "ticket", "job": "stt-fallback"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary"},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary"},
+        {"alertname": "SttKeyNearRateLimit", "severity": "ticket", **PRIMARY},
+    ]
+    assert heard(tmp_path, alerts) == {
         ("SttTierDown", "page"),
         ("SttLatencyBudgetBurn", "page"),
         ("SttKeyNearRateLimit", "ticket"),
     }
+
+
+def test_what_callers_see_is_told_though_something_cannot_be_scraped(tmp_path: Path) -> None:
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-primary"},
+        {"alertname": "SttIngress5xx", "severity": "page", "job": "stt-primary"},
+    ]
+    assert ("SttIngress5xx", "page") in heard(tmp_path / "both", alerts)
+    alerts[1:] = [{"alertname": "SttAvailabilityBudgetBurn", "severity": "page", **PRIMARY}]
+    assert ("SttAvailabilityBudgetBurn", "page") in heard(tmp_path / "fallback", alerts)
+
+
+def test_one_primary_s_breaker_does_not_silence_the_failures_of_another(tmp_path: Path) -> None:
+    other = {"job": "stt-primary", "instance": "p2"}
+    alerts = [
+        {"alertname": "SttBreakerOpen", "severity": "page", **PRIMARY},
+        {"alertname": "SttFallbackFailureSpike", "severity": "page", **other},
+    ]
+    assert ("SttFallbackFailureSpike", "page") in heard(tmp_path, alerts)
 
 
 def test_an_alert_comes_and_goes_in_a_real_prometheus(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_every_page_and_alert_is_in_the_index() -> None:
         assert f"({name}.md)" in text
 
 
+def test_the_way_back_has_the_same_name_wherever_it_is_told() -> None:
+    docs = engines.ROOT / "docs"
+    told = {
+        release
+        for path in docs.rglob("*.md")
+        for release in re.findall(r"helm rollback ([\w-]+)", path.read_text(encoding="utf-8"))
+    }
+    installed = re.findall(r"helm upgrade --install ([\w-]+)", (docs / "deploy.md").read_text())
+    assert told == set(installed)
+
+
 def test_every_part_of_a_mend_is_tried_or_only_points_elsewhere() -> None:
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("runbooks/*.py"))
     for name in PAGES:

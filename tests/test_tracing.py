@@ -285,13 +285,35 @@ def test_probes_and_scrapes_leave_no_traces(tiers: Tiers, collector: Collector) 
     assert [span.name for span in servers(tree)] == ["GET", REQUEST]
 
 
-def test_the_text_and_the_key_are_in_no_span(traced: Traced, collector: Collector) -> None:
-    result = traced.ask(traced.primary(doubting()))
-    spans = traced.trace("primary", "fallback").spans
-    assert isinstance(result, Transcription)
-    told = repr([span for span in spans if span.service != "caller"])
-    assert result.text not in told
-    assert FALLBACK_KEY not in told
+def test_neither_text_nor_prompt_nor_key_is_in_a_span(tiers: Tiers, collector: Collector) -> None:
+    url, key, prompt = collector.url, "callers-key-0123456789", "What Mrs Smith spells"
+    fallback = tiers.fallback(api_keys=(FALLBACK_KEY,), otlp_endpoint=url)
+    primary = tiers.primary(doubting(), fallback=fallback, api_keys=(key,), otlp_endpoint=url)
+    text = primary.transcribe(prompt=prompt).json()["text"]
+    refused = primary.transcribe(headers={"Authorization": "Bearer mistyped-key"})
+    assert (bool(text), refused.status_code) == (True, 401)
+    told = repr(collector.spans(lambda spans: len(servers(Tree(spans))) == 3))
+    assert not [said for said in (text, prompt, key, "mistyped", FALLBACK_KEY) if said in told]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "00-0-0-01",
+        f"00-{'0' * 32}-{CALLER}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{CALLER}-01",
+        f"{SAMPLED}, {SAMPLED}",
+        "x" * 5000,
+    ],
+)
+def test_a_traceparent_that_is_none_begins_a_new_trace(
+    wrong: str, tiers: Tiers, collector: Collector
+) -> None:
+    tier = tiers.fallback(otlp_endpoint=collector.url)
+    assert tier.transcribe(headers={"traceparent": wrong}).status_code == 200
+    (server,) = servers(Tree(collector.spans(lambda spans: bool(servers(Tree(spans))))))
+    assert (server.parent, int(server.trace, 16) > 0, server.trace == TRACE) == ("", True, False)
 
 
 def test_what_is_left_is_sent_before_a_tier_ends(
@@ -372,10 +394,17 @@ def test_the_process_environment_has_no_say(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "another")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=another")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20another")
     tier = tiers.fallback(otlp_endpoint=collector.url)
     tier.transcribe()
     spans = collector.spans(lambda spans: bool(servers(Tree(spans))))
     assert {span.service for span in spans} == {"stt-fallback"}
+    (server,) = servers(Tree(spans))
+    assert server.facts["http.route"] == "/v1/transcribe"
+    assert not collector.authorizations
 
 
 # FastAPI imports the interface by itself where it is there; it sends nothing.

@@ -18,8 +18,8 @@ def now() -> list[Panel]:
         figure(
             "Tiers that answer",
             "percentunit",
-            Query('avg(up{job=~"stt-primary|stt-fallback"})'),
-            text="Of all that Prometheus knows: who could be scraped.",
+            Query('avg(up{job=~"stt-primary|stt-fallback|envoy"})'),
+            text="Of all that Prometheus knows, Envoy included: who could be scraped.",
             colours=[("red", None), ("orange", 0.5), ("green", 1)],
         ),
         figure(
@@ -136,11 +136,12 @@ def failures() -> list[Panel]:
             "reqps",
             [
                 Query(
-                    f"sum by (type) ({rate('stt_requests_exceptions_total', HERE)}) > 0",
-                    "{{type}}",
+                    f"sum by (job, type) ({rate('stt_requests_exceptions_total', HERE)}) > 0",
+                    "{{job}} {{type}}",
                 )
             ],
-            text="Answers other than 200. fallback_failed is 502, overloaded, draining and "
+            text="Answers other than 200; the fallback's own come to no caller, but the primary's "
+            "fallback_failed may be one of them. fallback_failed is 502, overloaded, draining and "
             "not_ready are 503, deadline_exceeded is 504, internal is 500; the others are the "
             "callers' own.",
             stack=True,

@@ -164,9 +164,10 @@ class Prometheus(Server):
         self._scraped = sum(len(targets[job]) for job in targets if job != "alertmanager")
         config = folder / "prometheus.yml"
         config.write_text(yaml.safe_dump(_configuration(key)), encoding="utf-8")
+        self._key = folder / "secrets" / "metrics_key"
         if key is not None:
-            (folder / "secrets").mkdir(exist_ok=True)
-            (folder / "secrets" / "metrics_key").write_text(key, encoding="utf-8")
+            self._key.parent.mkdir(exist_ok=True)
+            self.key(key)
         self._targets = folder / "targets" / "stt.yml"
         self._targets.parent.mkdir(exist_ok=True)
         self.aim(targets)
@@ -200,6 +201,10 @@ class Prometheus(Server):
             re.MULTILINE,
         )
         return bool(found) and min(map(float, found)) >= RECORDED_AFTER
+
+    def key(self, key: str) -> None:
+        """Show this one to the tiers from the next scrape on."""
+        self._key.write_text(key, encoding="utf-8")
 
     def aim(self, targets: Mapping[str, Sequence[str | Mapping[str, str]]]) -> None:
         """Scrape these from now on; it looks at the file by itself."""

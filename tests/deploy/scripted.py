@@ -105,6 +105,7 @@ WELL: Symptoms = (
         f"stt_requests_total{{{ENDPOINT}}}": 20,
         f'stt_requests_exceptions_total{{{ENDPOINT},type="internal"}}': 0,
         'stt_rejected_total{reason="overloaded"}': 0,
+        'stt_fallback_errors_total{cause="unreachable"}': 0,
         "stt_shadow_disagreement_count": 12,
         "stt_shadow_disagreement_sum": 1.2,
     },
@@ -124,6 +125,7 @@ ILL: Symptoms = (
         **_decided(failed=4, used=12, skipped=4),
         f'stt_requests_exceptions_total{{{ENDPOINT},type="internal"}}': 5,
         'stt_rejected_total{reason="overloaded"}': 3,
+        'stt_fallback_errors_total{cause="unreachable"}': 4,
         "stt_shadow_disagreement_sum": 4.8,
     },
 )

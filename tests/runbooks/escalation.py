@@ -124,6 +124,8 @@ async def disagreement(shift: Shift) -> None:
     await shift.check()
     fallback.replace_model(before)
     await shift.do("How to mend", "A tier was changed")
+    # A week later it would resolve all the same, by comparing what is wrong with what is wrong.
+    await shift.sees("stt:shadow_disagreement:mean6h < 0.01")
     await shift.resolved("SttDisagreementDrift")
 
 

@@ -76,13 +76,22 @@ async def rolling_update(shift: Shift) -> None:
 
 
 async def key_rotation(shift: Shift) -> None:
-    for name, key in (("api.keys", OLD), ("fallback.keys", "fb_key_123")):
-        (shift.folder / name).write_text(f"{key}\n")
-    (shift.folder / "fallback.key").write_text("fb_key_123\n")
-    await shift.fallback(API_KEYS_FILE="/opt/stt/fallback.keys")
+    keys = {
+        shift.folder / "keys" / name: key
+        for name, key in (
+            ("primary/api.keys", OLD),
+            ("primary/fallback.key", "fb_key_123"),
+            ("fallback/api.keys", "fb_key_123"),
+        )
+    }
+    for file, key in keys.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(key)  # an editor may have left out the end of the line
+        file.chmod(0o640)
+    await shift.fallback(API_KEYS_FILE="/opt/stt/keys/fallback/api.keys")
     files: dict[str, Any] = {
-        "API_KEYS_FILE": "/opt/stt/api.keys",
-        "FALLBACK_API_KEY_FILE": "/opt/stt/fallback.key",
+        "API_KEYS_FILE": "/opt/stt/keys/primary/api.keys",
+        "FALLBACK_API_KEY_FILE": "/opt/stt/keys/primary/fallback.key",
     }
     primary = await shift.primary(**files)
     moved = await shift.callers(primary, request=clip(key=OLD, prompt=DOUBT))
@@ -98,6 +107,8 @@ async def key_rotation(shift: Shift) -> None:
     shift.report.check(f"failed of {len(moved.answers)} requests", len(wrong), not wrong)
     snapshot = await primary.tier.snapshot()
     shift.report.check("keys in force", list(snapshot["keys"]), len(snapshot["keys"]) == 1)
+    modes = [f"{file.stat().st_mode & 0o777:o}" for file in keys]
+    shift.report.check("who may read the files", modes, set(modes) == {"640"})
 
 
 ROWS = (

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import TracebackType
 
@@ -64,14 +67,14 @@ class Tracing:
         self._config = config
         self._endpoint = endpoint
         self._ids = _Ids()
-        # Every argument is given: what is not would come from the process environment.
-        self._provider = TracerProvider(
-            sampler=ParentBased(ALWAYS_ON),
-            resource=Resource(spans.resource(config)),
-            id_generator=self._ids,
-            span_limits=SpanLimits(max_attributes=64, max_attribute_length=MAX_TEXT),
-            shutdown_on_exit=False,
-        )
+        with _settings_of_the_file_alone():
+            self._provider = TracerProvider(
+                sampler=ParentBased(ALWAYS_ON),
+                resource=Resource(spans.resource(config)),
+                id_generator=self._ids,
+                span_limits=SpanLimits(max_attributes=64, max_attribute_length=MAX_TEXT),
+                shutdown_on_exit=False,
+            )
         self._tracer = self._provider.get_tracer("stt_cascade", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._trouble = _Trouble(endpoint)
@@ -80,15 +83,17 @@ class Tracing:
         self._trouble.listen()
         session = requests.Session()
         session.trust_env = False
-        self._exporter = OTLPSpanExporter(
-            endpoint=self._endpoint.rstrip("/") + "/v1/traces",
-            timeout=EXPORT_S,
-            compression=Compression.Gzip,
-            session=session,
-        )
-        self._provider.add_span_processor(
-            BatchSpanProcessor(self._exporter, MAX_WAITING, EVERY_S * 1000, BATCH, EXPORT_S * 1000)
-        )
+        with _settings_of_the_file_alone():
+            self._exporter = OTLPSpanExporter(
+                endpoint=self._endpoint.rstrip("/") + "/v1/traces",
+                timeout=EXPORT_S,
+                compression=Compression.Gzip,
+                session=session,
+            )
+            processor = BatchSpanProcessor(
+                self._exporter, MAX_WAITING, EVERY_S * 1000, BATCH, EXPORT_S * 1000
+            )
+        self._provider.add_span_processor(processor)
         return self
 
     async def __aexit__(
@@ -235,6 +240,18 @@ class _Trouble(logging.Handler):
             unsaid=self._unsaid or None,
         )
         self._silent_until, self._unsaid = now + SILENCE_S, 0
+
+
+@contextmanager
+def _settings_of_the_file_alone() -> Iterator[None]:
+    """Within it the library finds no variable of its own: some of them have no argument."""
+    theirs = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+    for name in theirs:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(theirs)
 
 
 def _describe(span: Span, facts: spans.Facts) -> None:
