@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +32,10 @@ from stt_cascade.measure.capacity import (
     summarize,
     sustained,
 )
-from stt_cascade.measure.load import Call, Generator, Step, arrivals, step
+from stt_cascade.measure.load import Call, Generator, Step, arrivals, choose_clips, step
 from stt_cascade.measure.load_report import doubts
 from stt_cascade.measure.load_verdict import failing, verdict
-from stt_sdk import OverloadedError, STTClient, Transcription
+from stt_sdk import Outcome, OverloadedError, STTClient, Transcription
 from tones import encoded, tone, wav
 
 Result = TypeVar("Result")
@@ -227,6 +227,28 @@ def test_littles_law_holds_of_a_fallback_that_is_loaded_itself() -> None:
     shots = [{**busy, "process": {"cpu_s": 1.0, "rss_mb": 1.0}}] * 4
     calls = [Call(at, at, at + 0.5, text) for at in (0.0, 0.5, 1.0, 1.5)]
     assert summarize(Step("closed", 1.0, 2.0, calls, shots)).littles == pytest.approx(1.0)
+
+
+def test_a_clip_is_not_left_out_because_its_answer_comes_late(tmp_path: Path) -> None:
+    """Those that the fallback answers are the slow ones."""
+    files = [tmp_path / f"{number}.wav" for number in range(6)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    text = Transcription.from_json(answer_of_fallback())
+
+    class Late(STTClient):
+        async def transcribe_many(
+            self, sources: Any, **options: Any
+        ) -> AsyncGenerator[Outcome, None]:
+            for index, source in sorted(enumerate(sources), key=lambda one: one[0] == 0):
+                yield Outcome(index, source, text)
+
+    async def run() -> Sequence[bytes | Path]:
+        async with Late("http://127.0.0.1:1") as client:
+            return (await choose_clips(client, files, (0, 30), 3, deadline=1.0, seed=1)).clips
+
+    shuffled = random.Random(1).sample(files, len(files))
+    assert asyncio.run(run()) == [file.read_bytes() for file in shuffled[:3]]
 
 
 def test_figures_of_another_kind_are_none() -> None:

@@ -270,6 +270,7 @@ async def choose_clips(
     """At most so many of the files.
 
     Each is sent once, which tells its length and warms the service up. What fails is left out.
+    They are chosen by lot, whenever they are answered: the slow ones are those that count.
 
     Args:
         lengths: the shortest and the longest, s.
@@ -280,8 +281,9 @@ async def choose_clips(
         STTError: the service gave no text of any file, and not for their sake.
     """
     shuffled = random.Random(seed).sample(files, len(files))
+    fits: dict[int, bool] = {}  # of the files that were answered
     chosen: list[bytes | Path] = []
-    texts = failed = in_vain = 0
+    texts = failed = in_vain = settled = 0
     last: Exception | None = None
     asked = client.transcribe_many(shuffled, concurrency=WARM_UP_CALLERS, deadline=deadline)
     async with aclosing(asked):
@@ -289,11 +291,15 @@ async def choose_clips(
             if outcome.error is not None:
                 failed, last = failed + 1, outcome.error
                 in_vain += not isinstance(last, OF_THE_FILE)
+                fits[outcome.index] = False
             else:
                 texts += 1
-                if lengths[0] <= outcome.result.duration <= lengths[1]:
-                    file = shuffled[outcome.index]
+                fits[outcome.index] = lengths[0] <= outcome.result.duration <= lengths[1]
+            while settled in fits and len(chosen) < most:
+                if fits[settled]:
+                    file = shuffled[settled]
                     chosen.append(file if file.suffix.lower() == RAW else file.read_bytes())
+                settled += 1
             if stop() or len(chosen) == most or (in_vain >= MOST_FAILURES and not texts):
                 break
     if in_vain and not texts and isinstance(last, STTError):
