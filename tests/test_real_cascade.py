@@ -22,7 +22,8 @@ EASY = {
     "fleurs-fr-008": 0.45,
     "fleurs-de-004": 0.25,
 }
-DOUBTFUL = "an185-fnsv-b"
+# Of a driver's name base makes nothing that sounds like it.
+DOUBTFUL = "fleurs-pt-002"
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,11 @@ def test_a_doubtful_text_is_given_a_second_opinion(
     answer = ask(primary, speech[DOUBTFUL])
     assert answer["routing"]["tier"] == "fallback"
     assert answer["routing"]["reason"] == "low_confidence"
-    assert answer["routing"]["below"]
-    assert word_errors(speech[DOUBTFUL], answer["text"]) == 0
+    assert "weakest" in answer["routing"]["below"]
     assert fallback.get("/v1/metrics").json()["counts"]["answered"] == asked + 1
     assert answer["timings_ms"]["fallback_infer"] > 0
     assert answer["timings_ms"]["primary_infer"] > 0
+    assert answer["text"] == ask(fallback, speech[DOUBTFUL])["text"]
 
 
 @pytest.mark.parametrize("name", ["hiss_10s", "rain"])
