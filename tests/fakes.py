@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import uvicorn
 
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import load
 from stt_cascade.engine.protocol import Clip, Options, Samples, Segment, Span, Utterance
 from stt_cascade.http.app import create_app
 from stt_cascade.http.protocol import Protocol

@@ -21,7 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine, ScriptedFallback
 from stt_cascade.cascade.hearing import DecoderPools
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import load
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.app import create_app
 from stt_cascade.http.protocol import Protocol

@@ -17,7 +17,8 @@ from fakes import answer_of_fallback
 from stt_cascade.audio.decode import decode
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.cascade.decision import Opinion, Policy
-from stt_cascade.config import PrimaryConfig, load
+from stt_cascade.config import PrimaryConfig
+from stt_cascade.config_file import load
 from stt_cascade.engine.protocol import Samples
 from stt_cascade.measure.answers import Answers, ForeignText, Heard, key
 from stt_cascade.measure.calibration import analyse

@@ -21,7 +21,8 @@ from conftest import SPEECH, model
 from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine
 from running import RunningTier, Tiers, until
 from stt_cascade.cli.app import app
-from stt_cascade.config import PrimaryConfig, load
+from stt_cascade.config import PrimaryConfig
+from stt_cascade.config_file import load
 from stt_cascade.engine.protocol import Options, Samples, Utterance
 from tones import encoded, tone, wav
 

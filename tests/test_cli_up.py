@@ -21,7 +21,8 @@ from stt_cascade import weights
 from stt_cascade.cli.demo import told
 from stt_cascade.cli.hardware import recipes
 from stt_cascade.cli.stack import as_env, free_port
-from stt_cascade.config import FallbackConfig, load
+from stt_cascade.config import FallbackConfig
+from stt_cascade.config_file import load
 from stt_sdk import Confidence, ConnectionFailed, Routing, Timings, Transcription
 
 ROOT = Path(__file__).parent.parent

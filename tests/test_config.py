@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from config_loader import ConfigError, FallbackConfig, PrimaryConfig, load
-from stt_cascade.config import TierConfig, allowed, config_path, fields, in_force
+from stt_cascade.config import TierConfig
+from stt_cascade.config_file import allowed, config_path, fields, in_force
 
 ROOT = Path(__file__).parent.parent
 LEAST = "CT2_SMALL_PATH=/models/whisper-small-ct2\nFALLBACK_URL=http://stt-fallback:8082\n"

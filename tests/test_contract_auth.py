@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from fakes import FALLBACK_KEY, PRIMARY_KEY, FakeEngine, ScriptedFallback
 from running import TRANSCRIBE, RunningTier, Tiers, env_file, until
-from stt_cascade.config import FallbackConfig, PrimaryConfig, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig
+from stt_cascade.config_file import load
 from tones import wav
 
 OTHER_KEY = "other-key-9876543210"

@@ -16,7 +16,8 @@ import structlog
 
 from fakes import FALLBACK_KEY, PRIMARY_KEY, FakeEngine, ScriptedFallback
 from running import RunningTier, Tiers, env_file, until
-from stt_cascade.config import FallbackConfig, load
+from stt_cascade.config import FallbackConfig
+from stt_cascade.config_file import load
 from stt_cascade.telemetry import logs
 from tones import wav
 

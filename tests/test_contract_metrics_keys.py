@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from fakes import PRIMARY_KEY
 from running import RunningTier, Tiers, env_file
-from stt_cascade.config import FallbackConfig, load
+from stt_cascade.config import FallbackConfig
+from stt_cascade.config_file import load
 
 SCRAPER_KEY = "scraper-key-0123456789"
 OTHER_KEY = "other-scraper-9876543210"

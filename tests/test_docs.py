@@ -31,15 +31,8 @@ from stt_cascade.cascade import disagreement, fallback_client, shadow
 from stt_cascade.cascade.decision import GATES
 from stt_cascade.cascade.fallback_answer import CAUSES
 from stt_cascade.cli.app import app as stt
-from stt_cascade.config import (
-    ENVELOPE_BYTES,
-    ConfigError,
-    FallbackConfig,
-    PrimaryConfig,
-    allowed,
-    fields,
-    load,
-)
+from stt_cascade.config import ENVELOPE_BYTES, ConfigError, FallbackConfig, PrimaryConfig
+from stt_cascade.config_file import allowed, fields, load
 from stt_cascade.errors import MethodNotAllowed, Overloaded, Refusal, Unauthorized
 from stt_cascade.http import envelope, protocol, upload
 from stt_cascade.http.app import create_app

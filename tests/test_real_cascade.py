@@ -11,7 +11,8 @@ from whisper_normalizer.basic import BasicTextNormalizer
 
 from conftest import ROOT, Utterance, model
 from running import RunningTier, Tiers, running_tiers
-from stt_cascade.config import FallbackConfig, PrimaryConfig, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig
+from stt_cascade.config_file import load
 from tones import silence, wav
 
 # Words that base gets wrong in these clips, at most, of 1.

@@ -24,7 +24,8 @@ from fakes import FALLBACK_KEY, PATIENCE, FakeEngine, Reply, ScriptedFallback, e
 from faults import load as calls
 from faults.lab import Lab
 from running import RunningTier, Tiers, env_file, until
-from stt_cascade.config import ConfigError, FallbackConfig, load
+from stt_cascade.config import ConfigError, FallbackConfig
+from stt_cascade.config_file import load
 from stt_cascade.http.app import create_app
 from stt_cascade.telemetry import tracing
 from stt_sdk import FallbackFailedError, STTClient, STTError, Transcription

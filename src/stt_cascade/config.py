@@ -1,31 +1,21 @@
 """The settings of both tiers.
 
 Every setting comes from one `.env` file, named by `CONFIG_PATH`; none from the process
-environment. `load` reads the file, checks it whole, and reports one line per mistake.
+environment. `config_file.py` reads it.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-import os
-import sys
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, ClassVar, Literal
 
-import annotated_types
-from dotenv.parser import parse_stream
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1024 * 1024
 # What a multipart body may hold besides the file: boundaries, part headers, the other fields.
 ENVELOPE_BYTES = 64 * 1024
-
-# What an image's build writes: one line, the commit that it was built from.
-COMMIT_FILE = Path(sys.prefix) / "COMMIT"
 
 ComputeType = Literal[
     "auto",
@@ -283,153 +273,3 @@ class FallbackConfig(TierConfig):
         60, gt=0, description="requests per second and key (client address where no key is set)"
     )
     rate_limit_burst: int = Field(120, ge=1, description="requests that may come at once")
-
-
-Config = TypeVar("Config", bound=TierConfig)
-
-
-def config_path(model: type[TierConfig]) -> Path:
-    """The file that `CONFIG_PATH` names, else the tier's default in the working directory."""
-    return Path(os.environ.get("CONFIG_PATH") or model.default_file)
-
-
-def load(model: type[Config], path: Path | None = None) -> Config:
-    """Read a tier's settings from its file.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds mistakes: one line each, naming file, line,
-            key and what is allowed.
-    """
-    path = path or config_path(model)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(
-            f"{path}: {reason}. Set CONFIG_PATH to the {model.tier}'s .env file "
-            f"(configs/ has examples)."
-        ) from None
-
-    values: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    mistakes: list[tuple[int, str]] = []
-    for binding in parse_stream(io.StringIO(text)):
-        # A binding's original text may begin with the blank lines and comments above it.
-        skipped = len(binding.original.string) - len(binding.original.string.lstrip())
-        line = binding.original.line + binding.original.string[:skipped].count("\n")
-        if binding.error:
-            mistakes.append((line, "not of the form KEY=value"))
-        elif binding.key is None:
-            continue
-        elif binding.value is None:
-            mistakes.append((line, f"{binding.key}: no value; write {binding.key}=value"))
-        elif binding.key in lines:
-            mistakes.append((line, f"{binding.key}: already set in line {lines[binding.key]}"))
-        elif binding.key not in fields(model):
-            mistakes.append((line, _unknown(model, binding.key)))
-        else:
-            lines[binding.key] = line
-            if binding.value.strip():  # KEY= leaves the default in force
-                values[binding.key] = binding.value.strip()
-    if "SERVER_COMMIT" not in values and (commit := _built_from()):
-        values["SERVER_COMMIT"] = commit
-    try:
-        config = model(**values)  # type: ignore[arg-type]  # pydantic converts the strings
-    except ValidationError as error:
-        for problem in error.errors():
-            key = str(problem["loc"][0]) if problem["loc"] else ""
-            mistakes.append((lines.get(key, 0), _mistake(model, key, problem, values)))
-        config = None
-    if mistakes or config is None:
-        raise ConfigError(
-            "\n".join(
-                f"{path}:{line}: {text}" if line else f"{path}: {text}"
-                # Of a list's items each wrong one is reported, and in each form it might have had.
-                for line, text in sorted(set(mistakes))
-            )
-        )
-    config._source = path
-    return config
-
-
-def _built_from() -> str:
-    """The commit that this environment was built from; empty if its build did not say.
-
-    Raises:
-        ConfigError: the file that says it cannot be read.
-    """
-    try:
-        return COMMIT_FILE.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{COMMIT_FILE}: {reason}") from None
-
-
-def fields(model: type[TierConfig]) -> dict[str, FieldInfo]:
-    """A tier's settings by the names they have in the file."""
-    return {
-        field.alias or name.upper(): field
-        for name, field in sorted(model.model_fields.items(), key=lambda item: item[0])
-    }
-
-
-def _unknown(model: type[TierConfig], key: str) -> str:
-    known = fields(model)
-    near = difflib.get_close_matches(key.upper(), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"allowed are: {', '.join(sorted(known))}"
-    return f"{key}: no such setting of the {model.tier}; {hint}"
-
-
-def _mistake(model: type[TierConfig], key: str, problem: Any, values: dict[str, str]) -> str:
-    known = fields(model)
-    if problem["type"] == "missing":
-        return f"{key}: missing; it must be {allowed(known[key])}"
-    value = "(hidden)" if "SecretStr" in str(known[key].annotation) else values.get(key, "")
-    return f"{key}={value}: must be {allowed(known[key])}"
-
-
-def allowed(field: FieldInfo) -> str:
-    """What a setting may be, in words."""
-    kind = field.annotation
-    if get_origin(kind) is not Literal and type(None) in get_args(kind):
-        kind = next(option for option in get_args(kind) if option is not type(None))
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(option) for option in get_args(kind))
-    if kind is bool:
-        return "on or off"
-    if kind in (int, float):
-        words = ["a whole number" if kind is int else "a number"]
-        for bound in field.metadata:
-            if isinstance(bound, annotated_types.Ge):
-                words.append(f"at least {bound.ge}")
-            elif isinstance(bound, annotated_types.Gt):
-                words.append(f"greater than {bound.gt}")
-            elif isinstance(bound, annotated_types.Le):
-                words.append(f"at most {bound.le}")
-        return ", ".join(words)
-    if kind is Path:
-        return "a path"
-    if any(hasattr(rule, "pattern") for rule in field.metadata):
-        return f"an address such as {(field.examples or [''])[0]}"
-    if get_origin(kind) is tuple and get_args(kind)[0] == Network:
-        return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
-    if get_origin(kind) is tuple:
-        return "a comma-separated list"
-    return "text"
-
-
-def in_force(config: TierConfig) -> dict[str, str]:
-    """The settings by name, as text, with secrets masked."""
-    shown: dict[str, str] = {}
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, tuple):
-            text = ",".join(str(item) for item in value)  # SecretStr prints as asterisks
-        elif isinstance(value, bool):
-            text = "on" if value else "off"
-        else:
-            text = "" if value is None else str(value)
-        shown[field.alias or name.upper()] = text
-    return shown

@@ -133,7 +133,7 @@ def look_into(tier: str, container: Container, report: Report) -> None:
     none = held == {"0" * 16} and status["NoNewPrivs"] == "1"
     report("has no capability, and gets none", none)
     places = container.run("python", "-c", WRITABLE).stdout.split()
-    report("can write nowhere but to", places == ["/tmp"], " ".join(places))  # noqa: S108
+    report("can write nowhere but to", places == ["/tmp"], " ".join(places))  # noqa: S108  # the container's, seen and not used
     freeze = container.run("python", "-m", "pip", "freeze", "--all").stdout.splitlines()
     installed = {line.lower().replace("_", "-") for line in freeze if "==" in line}
     locked = (ROOT / "requirements-cpu.txt").read_text()

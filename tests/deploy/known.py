@@ -14,7 +14,8 @@ from unittest.mock import patch
 from structlog.testing import capture_logs
 
 from fakes import FakeEngine
-from stt_cascade.config import PrimaryConfig, load
+from stt_cascade.config import PrimaryConfig
+from stt_cascade.config_file import load
 from stt_cascade.http.app import create_app
 from stt_cascade.http.service import Service
 from stt_cascade.telemetry.gpu import Gpu, Reading

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig, load
+from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import load
 
 # As YAML has it.
 Object = dict[str, Any]

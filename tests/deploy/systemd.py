@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy import engines
-from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig, load
+from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import load
 
 FOLDER = Path("deploy/systemd")
 TIERS: dict[str, tuple[type[TierConfig], int]] = {

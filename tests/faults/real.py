@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from stt_cascade.cli import hardware
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, config_path, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import config_path, load
 from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine, Options, Samples, Utterance
 from stt_cascade.http.app import create_app

@@ -19,7 +19,8 @@ from fastapi import FastAPI
 
 from fakes import FakeEngine
 from faults import nvml
-from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig, config_path, load
+from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.config_file import config_path, load
 from stt_cascade.engine.protocol import Clip, Options, Utterance
 from stt_cascade.http.app import create_app
 from stt_cascade.telemetry import logs

@@ -13,7 +13,8 @@ import structlog
 from pydantic import SecretStr
 
 from stt_cascade.admission.certificates import FILES, fallback_tls
-from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig, in_force, load
+from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig
+from stt_cascade.config_file import in_force, load
 
 log = structlog.get_logger("stt.keys")
 POLL_SECONDS = 1.0

@@ -109,7 +109,8 @@ def calibrate(
     from stt_cascade.cli import asking
     from stt_cascade.cli.endpoint import Endpoint
     from stt_cascade.cli.stack import StackError
-    from stt_cascade.config import ConfigError, PrimaryConfig, load
+    from stt_cascade.config import ConfigError, PrimaryConfig
+    from stt_cascade.config_file import load
     from stt_cascade.measure.calibration import analyse
     from stt_cascade.measure.choosing import Target
     from stt_cascade.measure.noise import KINDS

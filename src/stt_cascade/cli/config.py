@@ -32,7 +32,8 @@ def check(
     from rich.console import Console
 
     from stt_cascade.admission.keys import check_keys
-    from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, load
+    from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig
+    from stt_cascade.config_file import load
 
     if not file.is_file():
         typer.echo(f"{file}: {os.strerror(errno.ENOENT)}", err=True)
@@ -71,7 +72,7 @@ def in_force_table(config: TierConfig) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from stt_cascade.config import in_force
+    from stt_cascade.config_file import in_force
 
     fields = type(config).model_fields
     required = {

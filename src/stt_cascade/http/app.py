@@ -8,7 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stt_cascade.cascade.hearing import DecoderPools
-from stt_cascade.config import ENVELOPE_BYTES, TierConfig, load
+from stt_cascade.config import ENVELOPE_BYTES, TierConfig
+from stt_cascade.config_file import load
 from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.errors import MethodNotAllowed, NotFound
