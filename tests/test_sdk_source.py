@@ -33,6 +33,7 @@ from stt_sdk import STTClient, STTError
 from stt_sdk._reading import CHUNK
 from stt_sdk._source import SMALL, Audio, prepare
 from stt_sdk._wav import MAX_CHANNELS, seconds_of, wav
+from stt_sdk._within import within
 from tones import encoded, silence, tone
 from tones import wav as wav_file
 
@@ -54,7 +55,7 @@ def sent(source: Any) -> bytes:
 
     async def scenario() -> bytes:
         audio = await prepare(source)
-        data = await asyncio.wait_for(read(audio), PATIENCE)
+        data = await within(PATIENCE, read(audio))
         assert audio.size in (None, len(data))
         return data
 
@@ -420,6 +421,40 @@ def test_a_read_of_a_large_file_that_is_cancelled_at_any_moment_leaves_no_file_o
     assert str(path) not in open_files()
 
 
+def test_a_file_that_opens_while_the_event_loop_ends_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(LARGE)
+    begun, go_on = threading.Event(), threading.Event()
+    real = Path.open
+
+    def slowly(self: Path, *args: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return real(self, *args)
+
+    async def last() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:  # `asyncio.run` cancels what is left
+            go_on.set()
+
+    async def scenario() -> None:
+        audio = await prepare(path)
+        monkeypatch.setattr(Path, "open", slowly)
+        end = asyncio.ensure_future(last())
+        reading = asyncio.ensure_future(read(audio))
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        reading.cancel()
+        await asyncio.wait({reading})
+        assert not end.done()
+
+    asyncio.run(scenario())
+    gc.collect()  # a file that was forgotten warns, and warnings are errors
+    assert str(path) not in open_files()
+
+
 # Names
 
 
@@ -469,9 +504,9 @@ def test_what_a_pipe_has_is_sent_at_once_and_its_reader_may_have_begun(buffering
             os.write(writing, b"first")
             got = b""
             while got != b"adfirst":
-                got += await asyncio.wait_for(anext(pieces), PATIENCE)
+                got += await within(PATIENCE, anext(pieces))
             os.write(writing, b"second")
-            assert await asyncio.wait_for(anext(pieces), PATIENCE) == b"second"
+            assert await within(PATIENCE, anext(pieces)) == b"second"
             assert not asyncio.get_running_loop().remove_reader(pipe.fileno())  # none is left
             os.close(writing)
             assert await anext(pieces, b"end") == b"end"
@@ -493,7 +528,7 @@ def test_a_pipe_that_gives_nothing_holds_no_thread(blocking: bool) -> None:
             await asyncio.wait({call})
             assert call.cancelled()
             names = [thread.name for thread in threading.enumerate()]
-            await asyncio.wait_for(asyncio.to_thread(names.clear), PATIENCE)
+            await within(PATIENCE, asyncio.to_thread(names.clear))
 
     asyncio.run(scenario())
 
@@ -509,7 +544,7 @@ def test_a_fifo_is_read_whoever_opens_it_first_and_may_be_given_up(tmp_path: Pat
         await asyncio.sleep(0.01)
         assert not reading.done()  # nobody has opened the other end
         await asyncio.to_thread(fifo.write_bytes, LARGE)
-        assert await asyncio.wait_for(reading, PATIENCE) == LARGE
+        assert await within(PATIENCE, reading) == LARGE
 
         given_up = asyncio.ensure_future(read(await prepare(fifo)))
         await asyncio.sleep(0.01)
@@ -554,7 +589,7 @@ def test_other_files_without_positions_are_read_in_threads_that_nothing_waits_fo
                 assert callable(audio.data)
                 pieces = audio.data()
                 other.sendall(b"def")
-                assert await asyncio.wait_for(anext(pieces), PATIENCE)
+                assert await within(PATIENCE, anext(pieces))
                 waiting = asyncio.ensure_future(anext(pieces))
                 await asyncio.sleep(0.01)
                 waiting.cancel()

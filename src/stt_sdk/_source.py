@@ -155,17 +155,28 @@ def _look(path: Path) -> tuple[int, bytes] | None:
 
 
 async def _opened(path: Path) -> BinaryIO:
-    opening = asyncio.ensure_future(asyncio.to_thread(path.open, "rb"))
+    """A file that is closed if nobody waits for it any more, be it that the event loop ends."""
+    lock = threading.Lock()
+    opened: list[BinaryIO] = []
+    left = False
+
+    def work() -> None:
+        file = path.open("rb")
+        with lock:
+            if left:
+                file.close()
+            else:
+                opened.append(file)
+
     try:
-        return await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        opening.add_done_callback(_close_late)
+        await asyncio.to_thread(work)
+    except BaseException:
+        with lock:
+            left = True
+            for file in opened:
+                file.close()
         raise
-
-
-def _close_late(opening: asyncio.Future[Any]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+    return opened[0]
 
 
 async def _of_file(file: Any) -> Audio:
