@@ -19,6 +19,7 @@ from running import Tiers, running_tiers
 from servers import Certificate, Run, make_certificate
 from stt_cascade.engine.encoding import ShortForm
 from stt_cascade.engine.whisper import WhisperEngine
+from stt_sdk._within import within
 
 ROOT = Path(__file__).parent.parent
 SPEECH = ROOT.parent / "shared" / "speech"
@@ -150,7 +151,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         loop = pytest.importorskip("uvloop").new_event_loop()
 
     async def to_the_end(scenario: Coroutine[Any, Any, Any]) -> Any:
-        result = await asyncio.wait_for(scenario, 3 * PATIENCE)
+        result = await within(3 * PATIENCE, scenario)
         for _ in range(10):  # what was closed last
             await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}

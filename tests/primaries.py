@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from fakes import PATIENCE, Reply, answer_of_fallback, error
+from stt_sdk._within import within
 
 READY = Reply(body={"ready": True, "state": "ready"})
 DRAINING = Reply(503, {"ready": False, "state": "draining"})
@@ -95,7 +96,7 @@ class Primary:
             )
 
         async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(true), PATIENCE)
+            await within(PATIENCE, self._changed.wait_for(true))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -150,7 +151,7 @@ async def until(true: Callable[[], bool]) -> None:
         while not true():  # noqa: ASYNC110  # nothing sets an event
             await asyncio.sleep(0.002)
 
-    await asyncio.wait_for(watch(), PATIENCE)
+    await within(PATIENCE, watch())
 
 
 def counts(primaries: Sequence[Primary]) -> list[int]:

@@ -86,7 +86,7 @@ def test_who_is_cancelled_twice_does_not_disturb_the_cleaning_up() -> None:
         call.cancel()
         await asyncio.wait({call})
         go_on.set()
-        await asyncio.wait_for(clean.wait(), 5)
+        await within(5, clean.wait())
 
     asyncio.run(scenario())
 

@@ -36,6 +36,7 @@ from stt_cascade.measure.load import Call, Generator, Step, arrivals, choose_cli
 from stt_cascade.measure.load_report import doubts
 from stt_cascade.measure.load_verdict import failing, verdict
 from stt_sdk import Outcome, OverloadedError, STTClient, Transcription
+from stt_sdk._within import within
 from tones import encoded, tone, wav
 
 Result = TypeVar("Result")
@@ -455,7 +456,7 @@ def test_who_waits_for_the_next_call_to_be_due_can_end_it(
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.3)
             process.send_signal(signal.SIGINT)
-            await asyncio.wait_for(process.communicate(), PATIENCE)
+            await within(PATIENCE, process.communicate())
         finally:
             if process.returncode is None:
                 process.kill()

@@ -20,6 +20,7 @@ from stt_cascade.config import FallbackConfig
 from stt_cascade.engine.loading import load_whisper, threads_for
 from stt_cascade.engine.protocol import SAMPLE_RATE, Clip, Options, Samples, Span, Utterance
 from stt_cascade.engine.transcript import Transcript
+from stt_sdk._within import within
 
 
 def clip(*seconds: float) -> Clip:
@@ -67,10 +68,10 @@ def test_a_short_clip_comes_between_the_windows_of_a_long_one() -> None:
         long = asyncio.ensure_future(ask(engine, slots, clip(20, 21, 22)))
         await begun(engine, 1)
         short = asyncio.ensure_future(ask(engine, slots, clip(2)))
-        await asyncio.wait_for(queued(slots), PATIENCE)
+        await within(PATIENCE, queued(slots))
         for _ in range(4):
             engine.steps.release()
-        await asyncio.wait_for(asyncio.gather(long, short), PATIENCE)
+        await within(PATIENCE, asyncio.gather(long, short))
         assert lengths(engine) == [20, 2, 21, 22]
         slots.close()
 
@@ -87,7 +88,7 @@ def test_a_caller_that_goes_away_costs_no_further_window() -> None:
             await long
         assert slots.in_flight == 1  # the inference that runs keeps its slot
         engine.steps.release(2)
-        await asyncio.wait_for(ask(engine, slots, clip(3)), PATIENCE)
+        await within(PATIENCE, ask(engine, slots, clip(3)))
         assert lengths(engine) == [20, 3]
         assert slots.in_flight == 0
         slots.close()
@@ -104,7 +105,7 @@ def test_windows_after_the_first_are_heard_side_by_side_in_its_language() -> Non
         await begun(engine, 3)
         assert slots.in_flight == 2
         engine.steps.release(2)
-        transcript = await asyncio.wait_for(long, PATIENCE)
+        transcript = await within(PATIENCE, long)
         assert [options.language for _, options in engine.heard] == [None, "en", "en"]
         assert [segment.start for segment in transcript.segments] == [0, 25, 51]
         slots.close()
@@ -119,7 +120,7 @@ def test_a_long_clip_in_work_is_not_refused_by_a_full_queue_or_a_drain() -> None
         await begun(engine, 1)
         slots.drain()
         engine.steps.release(2)
-        transcript = await asyncio.wait_for(long, PATIENCE)
+        transcript = await within(PATIENCE, long)
         assert len(transcript.segments) == 2
         slots.close()
 

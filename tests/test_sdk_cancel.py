@@ -25,6 +25,7 @@ from stt_sdk import (
     STTClient,
     Transcription,
 )
+from stt_sdk._within import within
 from test_sdk_errors import black_hole
 from tones import wav
 
@@ -66,7 +67,7 @@ class Stage:
         elif self.name == "reading the answer":
             await asyncio.to_thread(until, lambda: self.server.dripping > 0, "it drips")
         else:
-            await asyncio.wait_for(self.reached.wait(), PATIENCE)
+            await within(PATIENCE, self.reached.wait())
         for _ in range(100):
             await asyncio.sleep(0)
 

@@ -35,6 +35,7 @@ from stt_sdk import (
     Transcription,
     UnauthorizedError,
 )
+from stt_sdk._within import within
 from tones import silence, wav
 
 Scripted = Callable[..., ScriptedFallback]
@@ -619,6 +620,6 @@ def test_calls_at_once_do_not_wait_for_each_other(scripted: Scripted) -> None:
         together = asyncio.gather(*calls)
         await asyncio.to_thread(server.wait_for, 100)
         held.set()
-        return [result.text for result in await asyncio.wait_for(together, PATIENCE)]
+        return [result.text for result in await within(PATIENCE, together)]
 
     assert with_client(server, use) == ["from the fallback"] * 100

@@ -13,6 +13,7 @@ from fakes import PATIENCE
 from primaries import Primary, counts, until
 from stt_sdk import ConnectionFailed, STTPool, TimedOut, _pool
 from stt_sdk._pool import system_addresses
+from stt_sdk._within import within
 
 CLIP = b"clip" * 4000
 LOOPBACKS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -189,7 +190,7 @@ def test_a_look_up_that_hangs_holds_nobody_beyond_the_deadline(
         async with Primary() as primary:
             pool = STTPool(["http://stt.test:1"], resolve=names)
             with pytest.raises((ConnectionFailed, TimedOut)):
-                await asyncio.wait_for(pool.transcribe(CLIP, deadline=0.05), PATIENCE)
+                await within(PATIENCE, pool.transcribe(CLIP, deadline=0.05))
             adding = asyncio.ensure_future(pool.add(primary.url))
             await until(lambda: any(host.url == primary.url for host in pool.hosts))
             await adding
@@ -247,7 +248,7 @@ def test_who_does_not_wait_for_a_removal_has_removed_all_the_same() -> None:
                 calls = [asyncio.ensure_future(pool.transcribe(CLIP)) for _ in range(20)]
                 await until(lambda: len(going.asked) + len(staying.asked) == 20)
                 with pytest.raises(asyncio.TimeoutError):
-                    await asyncio.wait_for(pool.remove(going.url), 0.01)
+                    await within(0.01, pool.remove(going.url))
                 going.gate.set()
                 await asyncio.gather(*calls)
                 await until(lambda: [host.url for host in pool.hosts] == [staying.url])
@@ -316,7 +317,7 @@ def test_a_pool_that_is_closed_while_it_starts_stays_closed() -> None:
         await pool.aclose()
         names.open.set()
         with pytest.raises(RuntimeError, match="closed"):
-            await asyncio.wait_for(starting, PATIENCE)
+            await within(PATIENCE, starting)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert pool.hosts == ()
 

@@ -25,6 +25,7 @@ from stt_sdk._telemetry import (
     TelemetryHook,
 )
 from stt_sdk._types import Confidence, Routing, Timings
+from stt_sdk._within import within
 
 PATIENCE = 20.0
 
@@ -60,7 +61,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     """Run a test, which must leave no task behind."""
 
     async def whole() -> None:
-        await asyncio.wait_for(test, PATIENCE)
+        await within(PATIENCE, test)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(whole())

@@ -25,6 +25,7 @@ from stt_cascade.cascade.shadow import AT_ONCE, Shadows
 from stt_cascade.engine.protocol import Options
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
+from stt_sdk._within import within
 
 Scripted = Callable[..., ScriptedFallback]
 UPLOAD = Upload(b"clip" * 1000, raw_g722=False, options=Options())
@@ -66,7 +67,7 @@ class Shadowing:
     async def all_ended(self) -> None:
         if self.shadows.held:
             self._idle.clear()
-            await asyncio.wait_for(self._idle.wait(), PATIENCE)
+            await within(PATIENCE, self._idle.wait())
 
     async def ask(self, seconds: float = 20) -> str:
         """A call that somebody waits for."""

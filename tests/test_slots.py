@@ -16,6 +16,7 @@ from fakes import PATIENCE
 from stt_cascade.admission.deadline import Deadline, from_header
 from stt_cascade.admission.slots import Slots
 from stt_cascade.errors import DeadlineExceeded, Draining, InvalidRequest, Overloaded
+from stt_sdk._within import within
 
 
 class Work:
@@ -50,7 +51,7 @@ def work() -> Iterator[Work]:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), PATIENCE))
+    asyncio.run(within(PATIENCE, test()))
 
 
 async def soon(true: Callable[[], bool]) -> None:

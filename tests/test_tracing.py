@@ -29,6 +29,7 @@ from stt_cascade.config_file import load
 from stt_cascade.http.app import create_app
 from stt_cascade.telemetry import tracing
 from stt_sdk import FallbackFailedError, STTClient, STTError, Transcription
+from stt_sdk._within import within
 from stt_sdk.hooks import OpenTelemetryHook
 from tones import wav
 
@@ -335,7 +336,7 @@ async def ended_by_sigterm(collector: str) -> tuple[int, int]:
         tier = await lab.fallback(OTLP_ENDPOINT=collector)
         answer = await calls.call(tier.port, calls.upload())
         tier.process.send_signal(signal.SIGTERM)
-        status = await asyncio.wait_for(tier.process.wait(), PATIENCE)
+        status = await within(PATIENCE, tier.process.wait())
         return answer.status, status
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
@@ -17,7 +17,7 @@ class OverTime(asyncio.TimeoutError):
     """The time was over. What the work itself raises is none of these."""
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+async def within(seconds: float, work: Awaitable[Result]) -> Result:
     """Do the work, and stop it when the time is over or the caller is cancelled.
 
     As `asyncio.wait_for`, which up to Python 3.11 forgets a cancellation that comes in the same

@@ -35,6 +35,7 @@ from faults.speech import CLIPS, WEIGHTS
 from faults.tiers import Tier
 from stt_cascade.cli.child import HOST
 from stt_cascade.labelled import MANIFEST
+from stt_sdk._within import within
 
 LOAD_S = 80.0
 CALLERS = 2
@@ -232,7 +233,7 @@ async def main() -> int:
             watch_real_tiers(Path(name, "real")), watch_alerts(Path(name, "scripted"))
         )
         try:
-            (said, real), (wrong, made) = await asyncio.wait_for(both, LIMIT_S)
+            (said, real), (wrong, made) = await within(LIMIT_S, both)
         except asyncio.TimeoutError:  # from Python 3.11 on an OSError
             say(f"not done after {LIMIT_S:g} s: is this machine busy?")
             return 1

@@ -12,6 +12,7 @@ from faults.lab import Lab, Size
 from faults.report import Report, Row
 from faults.rows import ROWS
 from stt_cascade.cli.stack import supervise
+from stt_sdk._within import within
 
 # Longer than any row takes; a soak has its own time on top.
 ROW_S = {"short": 120.0, "usual": 300.0, "long": 1200.0}
@@ -27,7 +28,7 @@ async def run_row(row: Row, options: argparse.Namespace) -> Report:
     limit = ROW_S[options.size] + row.extra_s + 120 * options.soak
     async with Lab(options.size, options.soak) as lab:
         try:
-            await asyncio.wait_for(row.run(lab, report), limit)
+            await within(limit, row.run(lab, report))
         except asyncio.TimeoutError:
             report.check("ends", f"not within {limit:g} s", False)
         except (RuntimeError, OSError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from faults import load, procfs
 from faults.lab import Lab, rated
 from faults.report import Report, Row
+from stt_sdk._within import within
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -49,7 +50,7 @@ class _Sender:
         talking = asyncio.ensure_future(self._talk(self._writer))
         how = "answered"
         try:
-            await asyncio.wait_for(_listen(reader, received), load.PATIENCE_S)
+            await within(load.PATIENCE_S, _listen(reader, received))
         except asyncio.TimeoutError:
             how = "hanging"
         talking.cancel()

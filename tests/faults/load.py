@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from faults.stub import DOUBT
+from stt_sdk._within import within
 from tones import tone, wav
 
 PATIENCE_S = 30.0  # after which a caller that got nothing counts as hanging
@@ -97,7 +98,7 @@ async def call(
     how = "answered"
     limit = patience if leaves_after is None else leaves_after
     try:
-        await asyncio.wait_for(_exchange(port, sent, received, tls), limit)
+        await within(limit, _exchange(port, sent, received, tls))
     except asyncio.TimeoutError:  # from Python 3.11 on an OSError
         how = "hanging" if leaves_after is None else "left"
     except ConnectionRefusedError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from faults.lab import until
 from faults.stub import Stub
 from faults.tiers import Tier
 from stt_cascade.cli.stack import as_env
+from stt_sdk._within import within
 
 STOP_S = 40.0
 
@@ -71,4 +71,4 @@ class Box:
         Raises:
             asyncio.TimeoutError: it has not.
         """
-        return await asyncio.wait_for(self.tier.process.wait(), patience)
+        return await within(patience, self.tier.process.wait())

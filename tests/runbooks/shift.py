@@ -21,6 +21,7 @@ from runbooks.box import Box
 from runbooks.page import ALERT, Page, commands, matches, settings
 from runbooks.traffic import Traffic, clip
 from stt_cascade.cli.stack import free_port
+from stt_sdk._within import within
 
 # What is not on the machine that tries: said, and not run.
 ELSEWHERE = ("docker ", "kubectl ", "helm ", "nvidia-smi", "stt calibrate ", "journalctl -k")
@@ -238,7 +239,7 @@ class Shift:
             cwd=self.folder,
         )
         try:
-            out, _ = await asyncio.wait_for(process.communicate(), COMMAND_S)
+            out, _ = await within(COMMAND_S, process.communicate())
         except asyncio.TimeoutError:
             process.kill()
             self.report.check(_short(line), f"not done within {COMMAND_S:g} s", False)
@@ -286,7 +287,7 @@ async def run(row: Row) -> Report:
     limit = 420.0
     try:
         async with shift:
-            await asyncio.wait_for(row.run(shift), limit)
+            await within(limit, row.run(shift))
     except asyncio.TimeoutError:
         shift.report.check("ends", f"not within {limit:g} s", False)
     except (RuntimeError, LookupError, OSError, httpx2.HTTPError) as error:

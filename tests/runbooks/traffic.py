@@ -10,6 +10,7 @@ from functools import cache
 from types import TracebackType
 
 from faults import load
+from stt_sdk._within import within
 from tones import tone, wav
 
 PATIENCE_S = 60.0
@@ -119,9 +120,9 @@ class Traffic:
 
         async with self._came:
             try:
-                await asyncio.wait_for(
-                    self._came.wait_for(lambda: len(last()) == times and all(map(is_it, last()))),
+                await within(
                     patience,
+                    self._came.wait_for(lambda: len(last()) == times and all(map(is_it, last()))),
                 )
             except asyncio.TimeoutError:
                 came = load.told(load.statuses(self.answers))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stt_cascade.cli.hardware import cuda_libraries
+from stt_sdk._within import within
 
 HOST = "127.0.0.1"
 PROTOCOL = "stt_cascade.http.protocol:Protocol"
@@ -71,7 +72,7 @@ class Child:
         try:
             if not self.ended:
                 self.process.terminate()
-                await asyncio.wait_for(self.process.wait(), GRACE)
+                await within(GRACE, self.process.wait())
         except asyncio.TimeoutError:
             say(f"The {self.name} did not end within {GRACE:g} s: killing it.")
         finally:

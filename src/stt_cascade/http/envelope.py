@@ -31,6 +31,7 @@ from stt_cascade.errors import (
 from stt_cascade.http.caller import client_address
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
+from stt_sdk._within import within
 
 if TYPE_CHECKING:
     from stt_cascade.telemetry.tracing import Tracing
@@ -258,7 +259,7 @@ class _Body:
             await asyncio.sleep(LAST_LOOK_S)
             return
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._discard(), seconds)
+            await within(seconds, self._discard())
 
     async def _discard(self) -> None:
         while self._left:

@@ -23,6 +23,8 @@ from typing import Any
 
 import structlog
 
+from stt_sdk._within import within
+
 log = structlog.get_logger("stt.service")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -104,7 +106,7 @@ class Stop:
     async def _finish(self, hand_on: Callable[[int], None], number: int) -> None:
         grace = max(self._timeout_s - LAST_WORDS_S, self._timeout_s / 2)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.gather(self._idle(), asyncio.sleep(SEEN_S)), grace)
+            await within(grace, asyncio.gather(self._idle(), asyncio.sleep(SEEN_S)))
         self.over.set()
         hand_on(number)
 
