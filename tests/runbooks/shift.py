@@ -284,7 +284,7 @@ def _audio_of(request: bytes) -> bytes:
 async def run(row: Row) -> Report:
     """One row; what broke instead of failing is a failure too."""
     shift = Shift(row)
-    limit = 420.0
+    limit = 240.0
     try:
         async with shift:
             await within(limit, row.run(shift))
