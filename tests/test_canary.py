@@ -22,9 +22,9 @@ from faults import load
 from faults.lab import Lab
 from faults.stub import Stub
 from faults.tiers import Tier
+from ports import own_port
 from running import Tiers
 from stt_cascade.cli.canary import duration
-from stt_cascade.cli.stack import free_port
 from stt_cascade.measure import counts
 from stt_cascade.measure.canary import Outcome, Watch
 from stt_cascade.measure.compare import Histogram, chance, quantile, quantile_estimate, ratio
@@ -33,7 +33,6 @@ from stt_cascade.measure.guardrails import Limits
 from stt_cascade.measure.scrape import parsed
 from stt_cascade.telemetry.metrics import RATIOS, SECONDS
 
-FIRST_PORT = 19_201
 BOUNDS = (*SECONDS, math.inf)
 LOOKS, LASTS = 20, 600.0
 RUNS = 60
@@ -439,55 +438,51 @@ async def traffic(*tiers: Tier) -> AsyncIterator[None]:
 
 
 BRIEF = ("--for", "12s", "--every", "1s", "--sustained", "6s", "--least", "60")
-# Enough for a second of inference.
-SLOTS = 16
+NOBODY = "http://127.0.0.1:9"
+# Enough slots for a second of inference.
+ENOUGH: dict[str, Any] = {"MAX_CONCURRENCY": 16}
 
 
-def setting(**others: Any) -> dict[str, Any]:
-    return {"MAX_CONCURRENCY": SLOTS, "port": free_port(FIRST_PORT), **others}
+def test_a_right_canary_is_promoted_and_a_wrong_one_aborted(tmp_path: Path) -> None:
+    cases: list[tuple[str, Stub, dict[str, Any], int, str]] = [
+        ("identical", Stub(0.1), {}, 0, "Promote: in 12 s and"),
+        ("slow", Stub(1.0), {}, 1, "Abort: p95 "),
+        ("failing", Stub(0.1), {"FALLBACK_URL": NOBODY}, 1, "fallback failures +"),
+        ("escalating", Stub(0.1), {"CONF_LOGPROB_THRESHOLD": 0.95}, 1, "Abort: escalation +"),
+    ]
 
+    async def watch(name: str, baseline: Tier, canary: Tier) -> tuple[int, str]:
+        reports = (f"--{kind}={tmp_path / name}.{kind}" for kind in ("json", "html", "png"))
+        return await stt(*sides(baseline, canary), *BRIEF, *reports)
 
-@pytest.mark.parametrize(
-    ("stub", "settings", "status", "said"),
-    [
-        (Stub(0.1), {}, 0, "Promote: in 12 s and"),
-        (Stub(1.0), {}, 1, "Abort: p95 "),
-        (Stub(0.1), {"FALLBACK_URL": "http://127.0.0.1:9"}, 1, "fallback failures +"),
-        (Stub(0.1), {"CONF_LOGPROB_THRESHOLD": 0.95}, 1, "Abort: escalation +"),
-    ],
-    ids=["identical", "slow", "fallback fails", "escalates"],
-)
-def test_a_right_canary_is_promoted_and_a_wrong_one_aborted(
-    tmp_path: Path, stub: Stub, settings: dict[str, Any], status: int, said: str
-) -> None:
-    figures, html = tmp_path / "canary.json", tmp_path / "canary.html"
-    png = tmp_path / "canary.png"
-
-    async def run() -> tuple[int, str]:
+    async def run() -> list[tuple[int, str]]:
         async with Lab("short") as lab:
-            fallback = await lab.fallback(Stub(0.01), **setting())
-            address = url(fallback)
-            baseline = await lab.primary(Stub(0.1), **setting(FALLBACK_URL=address))
-            canary = await lab.primary(stub, **{**setting(FALLBACK_URL=address), **settings})
-            reports = ("--json", figures, "--html", html, "--png", png)
-            async with traffic(baseline, canary):
-                return await stt(*sides(baseline, canary), *BRIEF, *reports)
+            fallback = {"FALLBACK_URL": url(await lab.fallback(Stub(0.01), **ENOUGH))}
+            baseline = await lab.primary(Stub(0.1), **ENOUGH, **fallback)
+            canaries = {
+                name: await lab.primary(stub, **{**ENOUGH, **fallback, **settings})
+                for name, stub, settings, _, _ in cases
+            }
+            async with traffic(baseline, *canaries.values()):
+                watches = (watch(name, baseline, canary) for name, canary in canaries.items())
+                return await asyncio.gather(*watches)
 
-    found, output = asyncio.run(run())
-    assert found == status, output
-    assert said in output.replace("\n", " ")
-    told = json.loads(figures.read_text())
-    assert told["outcome"] == ("abort" if status else "promote")
-    assert len(told["looks"]) >= 4
-    assert told["verdict"] in html.read_text().replace("&#x27;", "'")
-    assert png.read_bytes().startswith(b"\x89PNG")
+    for (name, _, _, status, said), (found, output) in zip(cases, asyncio.run(run()), strict=True):
+        assert found == status, output
+        assert said in output.replace("\n", " ")
+        told = json.loads((tmp_path / f"{name}.json").read_text())
+        assert told["outcome"] == ("abort" if status else "promote")
+        assert len(told["looks"]) >= 4
+        html = (tmp_path / f"{name}.html").read_text()
+        assert told["verdict"] in html.replace("&#x27;", "'")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_canary_that_is_killed_meanwhile_is_aborted() -> None:
     async def run() -> tuple[int, str]:
         async with Lab("short") as lab:
-            baseline = await lab.primary(**setting())
-            canary = await lab.primary(**setting())
+            baseline = await lab.primary(**ENOUGH)
+            canary = await lab.primary(**ENOUGH)
             process = await start(*sides(baseline, canary), "--for", "60s", "--every", "0.5s")
             assert process.stdout is not None
             await process.stdout.readline()  # of the first look
@@ -576,7 +571,7 @@ async def prometheus(folder: Path, **jobs: Tier) -> AsyncIterator[str]:
     command = shutil.which("prometheus")
     if command is None:
         pytest.skip("no prometheus is installed: apt-get install prometheus")
-    port = free_port(FIRST_PORT)
+    port = own_port()
     targets = [
         {"targets": [f"127.0.0.1:{tier.port}"], "labels": {"track": track}}
         for track, tier in jobs.items()
@@ -613,9 +608,9 @@ def test_through_a_real_prometheus_the_right_one_is_promoted_and_the_wrong_one_a
 ) -> None:
     async def run() -> list[tuple[int, str]]:
         async with Lab("short") as lab:
-            stable = await lab.primary(Stub(0.1), **setting())
-            good = await lab.primary(Stub(0.1), **setting())
-            slow = await lab.primary(Stub(1.0), **setting())
+            stable = await lab.primary(Stub(0.1), **ENOUGH)
+            good = await lab.primary(Stub(0.1), **ENOUGH)
+            slow = await lab.primary(Stub(1.0), **ENOUGH)
             tracks = {"stable": stable, "canary": good, "slow": slow}
             async with traffic(*tracks.values()), prometheus(tmp_path, **tracks) as address:
                 ask = ("--prometheus", address, *BRIEF)

@@ -21,14 +21,13 @@ from faults.lab import Lab
 from faults.lab import until as lines_come
 from faults.stub import Counts, Stub
 from pages import ROOT, SRC, blocks, page_command
+from ports import own_port
 from running import Tiers, env_file, until
 from stt_cascade.cli.child import HOST
-from stt_cascade.cli.stack import free_port
 from test_contract_fallback import check_502
 
 # What the page calls otherwise: no name leads from here to a host `stt-fallback`.
 NAME = "localhost"
-PORT_FROM = 18_700
 STUB = f"{sys.executable} -m uvicorn --factory faults.stub:fallback"
 
 
@@ -103,7 +102,7 @@ def asked(tiers: Tiers, settings: dict[str, Any]) -> httpx2.Response:
 
 
 def test_the_fallback_terminates_tls_by_itself(tiers: Tiers, folder: Path) -> None:
-    port = free_port(PORT_FROM)
+    port = own_port()
     line = here(
         page_command("Load balancer and TLS", "CONFIG_PATH=configs/cpu/stt_fallback.env uvicorn"),
         folder,

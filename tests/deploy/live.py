@@ -25,7 +25,7 @@ from pathlib import Path
 from deploy import engines, scripted
 from deploy.alertmanager import Alertmanager, Inbox, inbox
 from deploy.dashboards import JSON, filled, queries, rules
-from deploy.prometheus import Prometheus, unused_port
+from deploy.prometheus import Prometheus
 from deploy.scripted import Target
 from deploy.shorten import FAST
 from faults import load
@@ -86,10 +86,9 @@ async def watch_real_tiers(folder: Path) -> tuple[list[str], Given]:
     """
     feign_gpu(folder)
     async with Lab() as lab:
-        fallback = await lab.fallback(Whisper(WEIGHTS), port=unused_port(), DEVICE="auto")
+        fallback = await lab.fallback(Whisper(WEIGHTS), DEVICE="auto")
         primary = await lab.primary(
             Whisper(WEIGHTS),
-            port=unused_port(),
             FALLBACK_URL=f"http://{HOST}:{fallback.port}",
             DEVICE="auto",
             SHADOW_RATE=1,

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ import yaml
 
 from deploy import engines
 from deploy.shorten import FAST, Scale, shorten
+from ports import own_port
 from stt_cascade.cli.child import HOST
 
 PATIENCE_S = 60.0
@@ -39,7 +39,7 @@ class Server:
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], folder: Path) -> None:
-        self.port = unused_port()
+        self.port = own_port()
         self.url = f"http://{HOST}:{self.port}"
         self.log = folder / f"{name}.log"
         self._name = name
@@ -274,14 +274,6 @@ class Prometheus(Server):
         match = "".join(f',{key}="{value}"' for key, value in labels.items())
         history = await self.query(f'last_over_time(ALERTS{{alertname="{name}"{match}}}[1h])')
         return {series["metric"]["alertstate"] for series in history}
-
-
-def unused_port() -> int:
-    """Any one: of ports that are counted up, two servers that start together take the same."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _configuration(key: str | None) -> dict[str, Any]:

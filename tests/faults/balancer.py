@@ -21,8 +21,8 @@ from certificates import Authority, Pair
 from deploy import engines
 from faults import load
 from pages import page_command
+from ports import own_port
 from stt_cascade.cli.child import HOST
-from stt_cascade.cli.stack import free_port
 
 FILES = engines.ROOT / "deploy" / "envoy"
 COMMANDS = {
@@ -30,7 +30,6 @@ COMMANDS = {
     "fallback.yaml": page_command("Load balancer and TLS", "envoy -c /etc/envoy/fallback.yaml"),
 }
 INSTALLED = "/etc/envoy"
-FIRST_PORT = 19_000
 START_S = 20.0
 NAME = "localhost"
 
@@ -74,7 +73,7 @@ class Balancer:
         shown: Pair,
         **changes: Any,
     ) -> None:
-        self.port, self.metrics_port = free_port(FIRST_PORT), free_port(FIRST_PORT + 300)
+        self.port, self.metrics_port = own_port(), own_port()
         self.client = ssl.create_default_context(cafile=str(authority.cert))
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
@@ -100,7 +99,7 @@ class Balancer:
 
     def _adapt(self, config: dict[str, Any], ports: Sequence[int], changes: dict[str, Any]) -> None:
         """Only addresses change: no others are at hand here, and nobody else shall get in."""
-        admin = free_port(FIRST_PORT + 600)
+        admin = own_port()
         config["admin"]["address"] = _address(admin)
         resources = config["static_resources"]
         self._tells = len(resources["listeners"]) > 1

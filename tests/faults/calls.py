@@ -16,8 +16,7 @@ from typing import Any
 from faults import load
 from faults.lab import Lab, rated
 from faults.stub import Stub
-from faults.tiers import FIRST_PORT, Tier
-from stt_cascade.cli.stack import free_port
+from faults.tiers import Tier
 from stt_sdk import STTError, STTPool, Transcription
 
 DEADLINE_S = 10.0
@@ -43,14 +42,10 @@ class Call:
 
 
 async def primaries(lab: Lab, *stubs: Stub, **settings: Any) -> list[Tier]:
-    """One for each stub, started together, so that each looks for a port far from the others'."""
+    """One for each stub."""
     # A machine that has other things to do for a moment is not what these rows are about.
     settings = {"MAX_QUEUE": 1000, **settings}
-    starting = (
-        lab.primary(stub, port=free_port(FIRST_PORT + 200 * (index + 1)), **settings)
-        for index, stub in enumerate(stubs)
-    )
-    return list(await asyncio.gather(*starting))
+    return list(await asyncio.gather(*(lab.primary(stub, **settings) for stub in stubs)))
 
 
 def url(tier: Tier) -> str:

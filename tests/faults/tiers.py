@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from faults import load, procfs
 from faults.stub import Counts
+from ports import own_port
 from stt_cascade.cli.child import HOST, PROTOCOL
-from stt_cascade.cli.stack import as_env, free_port
+from stt_cascade.cli.stack import as_env
 
 START_S = 60.0
 TESTS = Path(__file__).parent.parent
-FIRST_PORT = 18_081
 # Nobody is slowed down by the rate limit; tests of it are elsewhere.
 COMMON = {"DEVICE": "cpu", "RATE_LIMIT_RPS": 100_000, "RATE_LIMIT_BURST": 100_000}
 MODEL = {"primary": "CT2_SMALL_PATH", "fallback": "CT2_MEDIUM_PATH"}
@@ -61,7 +61,7 @@ class Tier:
         settings: dict[str, Any],
     ) -> None:
         self.name = name
-        self.port = int(settings.pop("port", 0)) or free_port(FIRST_PORT)
+        self.port = own_port()
         self.settings = folder / f"{name}.env"
         self.temporary = folder / "tmp"
         self._build = build

@@ -20,13 +20,11 @@ from faults.stub import Stub
 from runbooks.box import Box
 from runbooks.page import ALERT, Page, commands, matches, settings
 from runbooks.traffic import Traffic, clip
-from stt_cascade.cli.stack import free_port
 from stt_sdk._within import within
 
 # What is not on the machine that tries: said, and not run.
 ELSEWHERE = ("docker ", "kubectl ", "helm ", "nvidia-smi", "stt calibrate ", "journalctl -k")
 COMMAND_S = 30.0
-FIRST_PORT = 21_001
 # Evaluations of a rule before its alerts are recorded.
 SETTLING = 4
 JOBS = {"primary": "stt-primary", "fallback": "stt-fallback"}
@@ -67,7 +65,6 @@ class Shift:
         self._exit = AsyncExitStack()
         self._prometheus: Prometheus | None = None
         self._others: dict[str, list[str]] = {}
-        self._started = 0
 
     async def __aenter__(self) -> Shift:
         self.lab = await self._exit.enter_async_context(Lab())
@@ -90,19 +87,14 @@ class Shift:
     async def primary(self, stub: Stub | None = None, **values: Any) -> Box:
         if self._boxes["fallback"]:
             values = {"FALLBACK_URL": f"http://{self._boxes['fallback'][0].address}", **values}
-        box = Box(await self.lab.primary(stub, port=self._port(), **self._placed(values)))
+        box = Box(await self.lab.primary(stub, **self._placed(values)))
         self._boxes["primary"].append(box)
         return box
 
     async def fallback(self, stub: Stub | None = None, **values: Any) -> Box:
-        box = Box(await self.lab.fallback(stub, port=self._port(), **self._placed(values)))
+        box = Box(await self.lab.fallback(stub, **self._placed(values)))
         self._boxes["fallback"].append(box)
         return box
-
-    def _port(self) -> int:
-        # Its own while the tier is down, too: far from where others look for one.
-        self._started += 1
-        return free_port(FIRST_PORT + 20 * self._started)
 
     def _placed(self, values: dict[str, Any]) -> dict[str, Any]:
         return {
