@@ -161,12 +161,13 @@ def test_calls_that_come_while_it_is_being_closed_end_one_way_or_the_other(
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_wrong_argument_leaves_no_thread_and_no_descriptor(wrong: dict[str, Any]) -> None:
+    gc.collect()  # what an earlier test left
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(ValueError):
         SyncSTTClient(**{"base_url": "http://host", **wrong})
     gc.collect()
     assert ours() == []
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_one_that_is_forgotten_ends_its_thread(scripted: Scripted) -> None:
