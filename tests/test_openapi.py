@@ -64,6 +64,8 @@ def statuses(tier: RunningTier, label: str, mode: str) -> set[int]:
         if audio is not None and isinstance(case.body, dict) and "audio" in case.body:
             case.body["audio"] = audio
         response = case.call(headers=tier.authorization if key else {})
+        if mode == "negative" and response.status_code in (408, 504):
+            return  # a deadline of a few ms, over before the service came to what is wrong
         case.validate_response(response, excluded_checks=excluded)
         assert response.status_code != 500
         seen.add(response.status_code)
