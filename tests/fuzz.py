@@ -201,6 +201,7 @@ def processor_seconds(file: Mutant) -> str:
     one = Decoders(1)
     one.start()
     process = one._idle.get()
+    assert process is not None
     one._idle.put(process)
     statistics = Path(f"/proc/{process._child.pid}/stat")
 

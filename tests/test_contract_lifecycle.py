@@ -426,7 +426,7 @@ def test_an_inference_that_never_ends_is_noticed_and_then_ends_the_process(
         stuck.result(PATIENCE)
     assert tier.process.stdout is not None
     log = tier.process.stdout.read()
-    assert "an inference does not end: not healthy" in log
+    assert "work on a clip does not end: not healthy" in log
     assert "nobody has restarted the process: ending it" in log
 
 

@@ -41,9 +41,16 @@ def decoders() -> Iterator[Decoders]:
     one.close()
 
 
+def idle(decoders: Decoders) -> module._Process:
+    """The process that is idle now, taken away."""
+    process = decoders._idle.get(timeout=PATIENCE)
+    assert process is not None
+    return process
+
+
 def pid(decoders: Decoders) -> int:
     """The process that is idle now."""
-    process = decoders._idle.get(timeout=PATIENCE)
+    process = idle(decoders)
     decoders._idle.put(process)
     return process._child.pid
 
@@ -51,7 +58,7 @@ def pid(decoders: Decoders) -> int:
 @contextmanager
 def in_the_middle_of_a_file(decoders: Decoders) -> Iterator[tuple[int, Future[Samples]]]:
     """The process, which has a file and stands still, and the caller who waits for it."""
-    process = decoders._idle.get(timeout=PATIENCE)
+    process = idle(decoders)
     victim = process._child.pid
     os.kill(victim, signal.SIGSTOP)
     decoders._idle.put(process)
@@ -161,7 +168,7 @@ def test_a_process_that_was_killed_while_idle_costs_nobody_his_answer(decoders: 
 def test_a_taken_over_process_that_drips_its_answer_is_ended(
     decoders: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = decoders._idle.get(timeout=PATIENCE)
+    process = idle(decoders)
     ours, theirs = socket.socketpair()
     process._socket.close()
     process._socket = ours
@@ -196,7 +203,7 @@ def test_a_taken_over_process_that_drips_its_answer_is_ended(
 def test_an_answer_of_a_taken_over_process_is_not_believed(
     decoders: Decoders, answer: bytes
 ) -> None:
-    process = decoders._idle.get(timeout=PATIENCE)
+    process = idle(decoders)
     ours, theirs = socket.socketpair()
     process._socket.close()
     process._socket = ours
@@ -206,6 +213,27 @@ def test_an_answer_of_a_taken_over_process_is_not_believed(
         decoders.decode(wav(tone(1.0)), max_seconds=10)
     theirs.close()
     assert gone(process._child.pid)
+
+
+def test_an_answer_that_was_not_read_to_its_end_is_nobody_elses(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of a long clip may be more than the service has memory for."""
+    victim, receive = pid(decoders), module._Process._receive
+
+    def short_of_memory(process: module._Process, size: int, ends: float) -> bytearray:
+        if size > REPLY.size:
+            raise MemoryError
+        return receive(process, size, ends)
+
+    monkeypatch.setattr(module._Process, "_receive", short_of_memory)
+    with pytest.raises(MemoryError):
+        decoders.decode(wav(tone(1.0, 300)), max_seconds=10)
+    monkeypatch.undo()
+    heard = decoders.decode(wav(tone(2.0, 700)), max_seconds=10)
+    assert len(heard) == 32_000
+    assert pitch(heard) == pytest.approx(700, abs=3)
+    assert gone(victim)
 
 
 def memory(process: int, which: str) -> int:
@@ -248,11 +276,35 @@ def test_processes_end_when_their_service_closes_them() -> None:
     pool = Decoders(2)
     pool.start()
     until(lambda: pool._idle.qsize() == 2, "both processes are ready")
-    found = [pool._idle.get() for _ in range(2)]
+    found = [idle(pool) for _ in range(2)]
     for process in found:
         pool._idle.put(process)
     pool.close()
     assert all(gone(process._child.pid) for process in found)
+
+
+def test_a_process_that_is_busy_when_its_service_closes_ends_after_its_file(
+    decoders: Decoders,
+) -> None:
+    with in_the_middle_of_a_file(decoders) as (busy, answer):
+        decoders.close()
+        os.kill(busy, signal.SIGCONT)
+        assert len(answer.result(PATIENCE)) == 16_000
+    assert gone(busy)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            decoders.decode(wav(), max_seconds=10)
+
+
+def test_who_waits_for_a_process_when_they_are_closed_waits_no_longer(decoders: Decoders) -> None:
+    taken = idle(decoders)
+    with ThreadPoolExecutor(2) as callers:
+        waiting = [callers.submit(decoders.decode, wav(), max_seconds=10) for _ in range(2)]
+        decoders.close()
+        for one in waiting:
+            with pytest.raises(RuntimeError, match="closed"):
+                one.result(PATIENCE)
+    taken.close()
 
 
 def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
@@ -280,6 +332,11 @@ def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
     """Where memory is short it is tried again every second."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(OSError, match="did not start"):
-        Decoders(1).start()
+    one = Decoders(1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="did not start"):
+            one.decode(wav(), max_seconds=10)
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert len(one.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    one.close()

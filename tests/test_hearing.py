@@ -13,6 +13,7 @@ import pytest
 
 from fakes import PATIENCE, FakeEngine
 from running import RunningTier, fallback_config, until
+from stt_cascade.audio import decoders
 from stt_cascade.audio.decoders import Decoders
 from stt_cascade.cascade.hearing import LARGE_BYTES, DecoderPools
 from tones import silence, wav
@@ -30,6 +31,7 @@ def pools() -> Iterator[DecoderPools]:
 def test_short_clips_pass_a_large_file_that_takes_its_time(pools: DecoderPools) -> None:
     large = wav(silence(LARGE_BYTES / 32_000 + 1))
     process = pools.large._idle.get(timeout=PATIENCE)
+    assert process is not None
     pools.large._idle.put(process)
     os.kill(process._child.pid, signal.SIGSTOP)
     tier = RunningTier(fallback_config(), FakeEngine(), pools=pools)
@@ -43,6 +45,29 @@ def test_short_clips_pass_a_large_file_that_takes_its_time(pools: DecoderPools) 
         assert slow.result(PATIENCE).json()["duration"] == pytest.approx(len(large) / 32_000, abs=1)
     finally:
         os.kill(process._child.pid, signal.SIGCONT)
+        tier.stop()
+        tier.close()
+
+
+def test_a_file_for_which_there_is_no_process_is_noticed(
+    pools: DecoderPools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may give no more of them."""
+    process = pools.common._idle.get(timeout=PATIENCE)
+    config = fallback_config(infer_timeout_s=1.0, wedged_exit_s=600.0)
+    tier = RunningTier(config, FakeEngine(), pools=pools)
+    try:
+        tier.wait_until_ready()
+        waiting = tier.begin()
+        monkeypatch.setattr(decoders, "WALL_PER_CPU", 0.0)
+        until(lambda: tier.get("/v1/health").status_code == 503, "it is not healthy")
+        assert tier.get("/v1/ready").json() == {"ready": False, "state": "wedged"}
+        assert tier.metric("stt_oldest_inference_seconds") > 1.0
+        monkeypatch.undo()
+        pools.common._idle.put(process)
+        assert waiting.result(PATIENCE).status_code == 200
+        until(lambda: tier.get("/v1/ready").status_code == 200, "it is ready again")
+    finally:
         tier.stop()
         tier.close()
 

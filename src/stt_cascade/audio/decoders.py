@@ -57,7 +57,7 @@ class Decoders:
     def __init__(self, size: int, niceness: int = 0) -> None:
         self._size = size
         self._niceness = niceness
-        self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._started = False
         self._closed = threading.Event()
@@ -71,8 +71,8 @@ class Decoders:
         with self._lock:
             if self._started:
                 return
+            self._stand_by(_Process(self._niceness))
             self._started = True
-            self._idle.put(_Process(self._niceness))
             for _ in range(self._size - 1):
                 self._replace()
 
@@ -82,35 +82,48 @@ class Decoders:
         Raises:
             InvalidAudio, AudioTooLong: as `decode.decode`; also if the file killed the process, or
                 took it too long.
+            OSError: no process can be started.
+            RuntimeError: they are closed.
         """
         self.start()
         process = self._living()
         try:
-            samples = process.decode(data, raw_g722, max_seconds)
-        except _Lost as lost:
-            log.warning("a file ended its decoder", size=len(data), reason=str(lost))
-            self._replace()
-            raise InvalidAudio(f"the audio cannot be decoded: {lost}") from None
-        except BaseException:
-            self._idle.put(process)
-            raise
-        self._idle.put(process)
-        return samples
-
-    def _living(self) -> _Process:
-        """An idle process. One that was killed while it had nothing to do is no file's fault."""
-        while (process := self._idle.get()).gone:
-            log.warning("an idle decoder was gone")
+            kind, payload = process.exchange(data, raw_g722, max_seconds)
+        except BaseException as error:
+            # What it still sends would be taken for the answer to the next file.
             process.close()
             self._replace()
-        return process
+            if not isinstance(error, _Lost):
+                raise
+            log.warning("a file ended its decoder", size=len(data), reason=str(error))
+            raise InvalidAudio(f"the audio cannot be decoded: {error}") from None
+        self._stand_by(process)
+        return _samples(kind, payload)
 
     def close(self) -> None:
-        """End the processes that are idle, and the others when they are."""
+        """End the processes that are idle, and the others as soon as they are."""
         self._closed.set()
         with suppress(queue.Empty):
             while True:
-                self._idle.get_nowait().close()
+                if (process := self._idle.get_nowait()) is not None:
+                    process.close()
+        self._idle.put(None)
+
+    def _living(self) -> _Process:
+        """An idle process. One that was killed while it had nothing to do is no file's fault."""
+        while (process := self._idle.get()) is not None:
+            if not process.gone:
+                return process
+            log.warning("an idle decoder was gone")
+            process.close()
+            self._replace()
+        self._idle.put(None)  # for the next one that waits
+        raise RuntimeError("the decoders are closed")
+
+    def _stand_by(self, process: _Process) -> None:
+        self._idle.put(process)
+        if self._closed.is_set():
+            self.close()
 
     def _replace(self) -> None:
         # The caller whose file it was need not wait for it.
@@ -119,19 +132,21 @@ class Decoders:
     def _start_one(self) -> None:
         while not self._closed.is_set():
             try:
-                process = _Process(self._niceness)
+                self._stand_by(_Process(self._niceness))
             except OSError as error:
                 log.error("a decoder cannot be started", reason=str(error))
                 self._closed.wait(1.0)
-                continue
-            self._idle.put(process)
-            if self._closed.is_set():
-                self.close()
-            return
+            else:
+                return
+
+
+def longest_seconds(max_seconds: float) -> float:
+    """Seconds after which a file's process is ended, whatever it does."""
+    return WALL_PER_CPU * (CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND)
 
 
 class _Lost(Exception):
-    """The process is gone, or was ended; the message says why, for the caller."""
+    """The process is gone, or must be ended; the message says why, for the caller."""
 
 
 class _Process:
@@ -156,10 +171,13 @@ class _Process:
     def gone(self) -> bool:
         return self._child.poll() is not None
 
-    def decode(self, data: bytes, raw_g722: bool, max_seconds: float) -> Samples:
-        """As `Decoders.decode`; after `_Lost`, the process is gone."""
-        limit = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
-        ends = time.monotonic() + WALL_PER_CPU * limit
+    def exchange(self, data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytearray]:
+        """The whole answer to a file: its kind, of `child`, and what comes with it.
+
+        Raises:
+            _Lost: there is none. After this or anything else it must not be asked again.
+        """
+        ends = time.monotonic() + longest_seconds(max_seconds)
         try:
             self._socket.settimeout(_left(ends))
             self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
@@ -168,25 +186,11 @@ class _Process:
             longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
             if size > longest or kind > BROKEN:
                 raise _Lost("its decoder gave an answer of an unknown form")
-            payload = self._receive(size, ends)
-        except _Lost:
-            self.close()
-            raise
+            return kind, self._receive(size, ends)
         except TimeoutError:
-            self.close()
             raise _Lost("it takes too long") from None
         except OSError as error:
-            self.close()
             raise _Lost(self._end_of(error)) from None
-        if kind == SAMPLES:
-            return np.frombuffer(payload, np.float32)
-        message = payload.decode("utf-8", "replace")
-        if kind == TOO_LONG:
-            raise AudioTooLong(message)
-        if kind == BROKEN:
-            log.error("decoding failed in an unexpected way", reason=message)
-            message = "the audio cannot be decoded"
-        raise InvalidAudio(message)
 
     def _receive(self, size: int, ends: float) -> bytearray:
         received = bytearray(size)
@@ -213,6 +217,19 @@ class _Process:
         self._socket.close()
         self._child.kill()
         self._child.wait()
+
+
+def _samples(kind: int, payload: bytearray) -> Samples:
+    """What an answer says; raises as `Decoders.decode` what it has instead of samples."""
+    if kind == SAMPLES:
+        return np.frombuffer(payload, np.float32)
+    message = payload.decode("utf-8", "replace")
+    if kind == TOO_LONG:
+        raise AudioTooLong(message)
+    if kind == BROKEN:
+        log.error("decoding failed in an unexpected way", reason=message)
+        message = "the audio cannot be decoded"
+    raise InvalidAudio(message)
 
 
 def _left(ends: float) -> float:

@@ -12,7 +12,7 @@ from functools import partial
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
-from stt_cascade.audio.decoders import Decoders
+from stt_cascade.audio.decoders import Decoders, longest_seconds
 from stt_cascade.audio.speech import detect
 from stt_cascade.config import TierConfig
 from stt_cascade.engine.protocol import Clip, Span
@@ -55,8 +55,17 @@ class Hearing:
     def __init__(self, config: TierConfig, pools: DecoderPools) -> None:
         self._max_seconds = config.max_audio_seconds
         self._vad = config.vad
-        self._common = _Lane("decoding", DECODERS, config.queue_limit, pools.common)
-        self._large = _Lane("decoding", DECODERS_OF_LARGE, config.queue_limit, pools.large)
+        self._common = _Lane(DECODERS, config.queue_limit, pools.common)
+        self._large = _Lane(DECODERS_OF_LARGE, config.queue_limit, pools.large)
+
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long a file has been here that no decoder may take so long for; 0 if none is.
+
+        Its thread waits for a process that the system gives no more, or hangs in speech detection.
+        """
+        oldest = max(lane.slots.oldest_seconds for lane in (self._common, self._large))
+        return max(0.0, oldest - longest_seconds(self._max_seconds))
 
     async def hear(self, upload: Upload, deadline: Deadline) -> Clip:
         """The clip of an upload.
@@ -80,8 +89,8 @@ class Hearing:
 
 
 class _Lane:
-    def __init__(self, name: str, size: int, queue: int, decoders: Decoders) -> None:
-        self.slots = Slots(name, size, size + queue)
+    def __init__(self, size: int, queue: int, decoders: Decoders) -> None:
+        self.slots = Slots("decoding", size, size + queue)
         self.decoders = decoders
 
 

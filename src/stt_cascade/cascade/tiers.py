@@ -70,6 +70,11 @@ class Tier(ABC):
             raise NotReady("the model is still being loaded", retry_after=5)
         return self.engine
 
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the oldest inference has been running, or a decoding beyond its time."""
+        return max(self.slots.oldest_seconds, self._hearing.overdue_seconds)
+
     def check_room(self, deadline: Deadline) -> None:
         """Turn a caller away before its clip is received, if it would be turned away afterwards.
 

@@ -102,7 +102,7 @@ async def transcribe(request: Request) -> Response:
     if service.draining:
         raise Draining("the service is stopping", retry_after=1)
     if service.watchdog.wedged:
-        raise NotReady("an inference does not end; the process must be restarted", retry_after=5)
+        raise NotReady("work on a clip does not end; the process must be restarted", retry_after=5)
     _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)

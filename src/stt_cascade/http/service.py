@@ -56,7 +56,7 @@ class Service:
         self.uploads = Uploads(config.upload_places)
         self.draining = False
         self.watchdog = Watchdog(
-            lambda: self.tier.slots.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
+            lambda: self.tier.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
         )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._supervisor = Supervisor()
@@ -179,8 +179,8 @@ class Service:
                     lambda: slots.audio_seconds,
                 ),
                 "stt_oldest_inference_seconds": (
-                    "For how long the oldest of them has been running.",
-                    lambda: slots.oldest_seconds,
+                    "For how long the oldest has been running, or a decoding beyond its time.",
+                    lambda: self.tier.oldest_seconds,
                 ),
                 "stt_rate_limit_fullest_ratio": (
                     "How much of its burst the busiest caller has used up.",

@@ -1,4 +1,4 @@
-"""An inference that never ends: the process says so, and ends itself if nobody restarts it."""
+"""Work on a clip that never ends: the process says so, and ends itself if nobody restarts it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LONGEST_BETWEEN_CHECKS_S = 1.0
 
 
 class Watchdog:
-    """Watches how long the oldest inference has been running.
+    """Watches how long the oldest work has been going on.
 
     A thread in CTranslate2 or on a GPU can't be interrupted from within. At half the limit the
     service is not ready any more, so that callers go elsewhere; at the limit it is not healthy, so
     that its supervisor restarts it; and since not every supervisor does, a while later it ends.
 
     Args:
-        oldest_s: seconds that the oldest inference has been running, 0 if none is.
-        limit_s: seconds that an inference may take.
+        oldest_s: seconds that the oldest work has been going on, 0 if there is none.
+        limit_s: seconds that it may.
         exit_s: seconds after which an unhealthy process ends itself.
     """
 
@@ -62,7 +62,7 @@ class Watchdog:
         while not over.wait(min(LONGEST_BETWEEN_CHECKS_S, self._limit_s / CHECKS_PER_LIMIT)):
             seconds = self._oldest_s()
             if seconds > self._limit_s and not told:
-                log.error("an inference does not end: not healthy", seconds=round(seconds, 1))
+                log.error("work on a clip does not end: not healthy", seconds=round(seconds, 1))
             told = seconds > self._limit_s
             if seconds > self._limit_s + self._exit_s:
                 log.critical("nobody has restarted the process: ending it", status=EX_SOFTWARE)
