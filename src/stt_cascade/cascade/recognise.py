@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
@@ -16,7 +17,6 @@ from stt_cascade.engine.protocol import (
     Clip,
     Engine,
     Options,
-    Samples,
     Span,
     Utterance,
 )
@@ -49,69 +49,99 @@ async def recognise(
     Raises:
         Refusal: as `Slots.run`; any other exception is the engine's.
     """
-    first, *others = windows(clip.speech)
-    left = deque(others)
-    further = sum(span.seconds for span in others)
-    share = min(BATCH, max(1, math.ceil(len(left) / slots.size)))
-    heard: list[tuple[Span, Utterance]] = []
-    admitted = asyncio.Event()
-    language: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    return await _Recognition(engine, clip, options, slots, deadline).run(waited, begun)
 
-    def samples(span: Span) -> Samples:
-        return clip.samples[span.start : span.end]
 
-    def told(seconds: float) -> None:
-        waited(seconds)
-        admitted.set()
+class _Recognition:
+    """A clip of which some windows are still left, and the others have become text.
 
-    def keep(span: Span, utterance: Utterance) -> None:
-        if utterance.heard_until is not None:
-            middle = span.start + round(utterance.heard_until * SAMPLE_RATE)
-            left.appendleft(Span(middle, span.end))
-            span = Span(span.start, middle)
-        heard.append((span, utterance))
+    One task leads: it has the first window, and tells the language. Those that follow encode the
+    next ones meanwhile, and need the language to decode them.
+    """
 
-    async def lead() -> None:
-        (utterance,) = await slots.run(
-            lambda: engine.decode([engine.encode(samples(first))], options),
-            deadline,
-            audio_seconds=first.seconds,
+    def __init__(
+        self, engine: Engine, clip: Clip, options: Options, slots: Slots, deadline: Deadline
+    ) -> None:
+        self._engine = engine
+        self._samples = clip.samples
+        self._options = options
+        self._slots = slots
+        self._deadline = deadline
+        self._first, *others = windows(clip.speech)
+        self._left = deque(others)
+        self._batch = min(BATCH, max(1, math.ceil(len(others) / slots.size)))
+        self._done: list[tuple[Span, Utterance]] = []
+        # The first window has its slot: what follows is let in, too.
+        self._admitted = asyncio.Event()
+        self._language: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def run(self, waited: Callable[[float], None], begun: Callable[[], None]) -> Transcript:
+        further = sum(span.seconds for span in self._left)
+        with self._slots.promise(further) as brought:
+            followers = min(len(self._left), self._slots.size - 1)
+            work = [
+                self._lead(further, brought, waited, begun),
+                *(self._follow(brought) for _ in range(followers)),
+            ]
+            tasks = [asyncio.ensure_future(part) for part in work]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return join(sorted(self._done, key=lambda item: item[0].start))
+
+    async def _lead(
+        self,
+        further: float,
+        brought: Callable[[float], None],
+        waited: Callable[[float], None],
+        begun: Callable[[], None],
+    ) -> None:
+        def admitted(seconds: float) -> None:
+            waited(seconds)
+            self._admitted.set()
+
+        (utterance,) = await self._slots.run(
+            lambda: self._engine.decode([self._encode(self._first)], self._options),
+            self._deadline,
+            audio_seconds=self._first.seconds,
             further_seconds=further,
-            waited=told,
+            waited=admitted,
             begun=begun,
         )
-        keep(first, utterance)
-        language.set_result(utterance.language)
-        await follow()
+        self._keep(self._first, utterance)
+        self._language.set_result(utterance.language)
+        await self._follow(brought)
 
-    async def follow() -> None:
+    async def _follow(self, brought: Callable[[float], None]) -> None:
         # What was let in goes on, whatever the queue.
-        in_turn = partial(slots.run, deadline=deadline, admitted=True)
-        await admitted.wait()
-        while left:
+        in_turn = partial(self._slots.run, deadline=self._deadline, admitted=True)
+        await self._admitted.wait()
+        while self._left:
             # A batch is quick for its length, but long: not while others wait.
-            size = 1 if slots.depth else share
-            batch = [left.popleft() for _ in range(min(size, len(left)))]
+            size = 1 if self._slots.depth else self._batch
+            batch = [self._left.popleft() for _ in range(min(size, len(self._left)))]
             encodings = []
             for span in batch:
                 brought(span.seconds)
-                step = partial(engine.encode, samples(span))
+                step = partial(self._encode, span)
                 encodings.append(await in_turn(step, audio_seconds=span.seconds))
             # One clip, one language: what comes after the first window need not detect it again.
-            known = replace(options, language=await asyncio.shield(language))
+            known = replace(self._options, language=await asyncio.shield(self._language))
             utterances = await in_turn(
-                partial(engine.decode, encodings, known),
+                partial(self._engine.decode, encodings, known),
                 audio_seconds=sum(span.seconds for span in batch),
             )
             for span, utterance in zip(batch, utterances, strict=True):
-                keep(span, utterance)
+                self._keep(span, utterance)
 
-    work = [lead(), *(follow() for _ in range(min(len(left), slots.size - 1)))]
-    tasks = [asyncio.ensure_future(part) for part in work]
-    with slots.promise(further) as brought:
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-    return join(sorted(heard, key=lambda item: item[0].start))
+    def _encode(self, span: Span) -> Any:
+        return self._engine.encode(self._samples[span.start : span.end])
+
+    def _keep(self, span: Span, utterance: Utterance) -> None:
+        if utterance.heard_until is not None:
+            middle = span.start + round(utterance.heard_until * SAMPLE_RATE)
+            self._left.appendleft(Span(middle, span.end))
+            span = Span(span.start, middle)
+        self._done.append((span, utterance))
