@@ -78,6 +78,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"{path}: No such file")
+    result = runner.invoke(app, ["config", "check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{tmp_path}: Is a directory")
 
 
 @pytest.mark.parametrize(
