@@ -1,17 +1,21 @@
-"""The benchmark's arithmetic: what a table says must be what was measured."""
+"""The engine's benchmark: what its table says was measured, and what cannot be is refused."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from stt_cascade.bench.contenders import Batch, Heard
 from stt_cascade.bench.cost import by_length, short_to_long, worst_stray
 from stt_cascade.bench.engine import Result, report
+from stt_cascade.cli.app import app
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.labelled import Labelled, joined
+from tones import silence, wav
 
 
 def clip(text: str, seconds: float, *, language: str = "en", source: str = "a") -> Labelled:
@@ -92,3 +96,73 @@ def test_errors_are_compared_with_the_baselines_language_by_language() -> None:
     # Nobody speaks in the third clip, which costs next to nothing.
     assert sum(entry["clips"] for entry in row["cost"]["by_length"]) == 2
     assert row["clips_per_s"] == 1.5
+
+
+def refused(folder: Path, *words: str, status: int = 2) -> str:
+    """What `stt bench engine` says to a folder, with weights that are none."""
+    weights = folder.parent / "weights"
+    weights.mkdir()
+    (weights / "model.bin").write_bytes(b"")
+    arguments = ["bench", "engine", str(folder), "--model", str(weights), *words]
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, arguments)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def labelled(tmp_path: Path, text: str, audio: bytes | None = None) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    entry = {"file": "a.wav", "text": text, "language": "en"}
+    (folder / "manifest.jsonl").write_text(json.dumps(entry))
+    if audio is not None:
+        (folder / "a.wav").write_bytes(audio)
+    return folder
+
+
+def test_a_folder_without_labels_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(wav(silence(1.0)))
+    assert f"{folder}/manifest.jsonl: No such file" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("audio", "said"),
+    [
+        (None, "No such file"),
+        (b"nothing to hear", "a.wav: not an audio file"),
+    ],
+)
+def test_a_clip_that_cannot_be_read_is_named(
+    tmp_path: Path, audio: bytes | None, said: str
+) -> None:
+    output = refused(labelled(tmp_path, "hello", audio))
+    assert said in output
+    assert "a.wav" in output
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 1.0), ("hello", 11.0)])
+def test_clips_of_which_none_can_be_scored_are_refused(
+    tmp_path: Path, text: str, seconds: float
+) -> None:
+    folder = labelled(tmp_path, text, wav(silence(seconds)))
+    assert "nobody speaks in a clip of at most 10 s" in refused(folder)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = labelled(tmp_path, "hello", wav(silence(1.0)))
+    *_, last = refused(folder, "--contender", "ours", status=1).splitlines()
+    assert last.startswith("ours: ")
+    assert "model.bin" in last
+
+
+def test_a_folder_without_a_model_is_not_asked_for_elsewhere(tmp_path: Path) -> None:
+    folder = labelled(tmp_path, "hello", wav(silence(1.0)))
+    output = refused(folder, "--model", str(tmp_path), "--contender", "faster-whisper tuned")
+    assert f"no CTranslate2 model in {tmp_path}" in output
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_report_that_cannot_be_written_is_refused_first(tmp_path: Path, option: str) -> None:
+    folder = labelled(tmp_path, "hello", wav(silence(1.0)))
+    assert "cannot be written" in refused(folder, option, str(tmp_path / "gone" / "x"))

@@ -63,13 +63,14 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 
 
 def test_every_mistake_is_a_line_on_stderr(tmp_path: Path) -> None:
-    path = env(tmp_path, PRIMARY + "BEAM_SIZ=3\nVAD=perhaps\n")
+    path = env(tmp_path, PRIMARY + "BEAM_SIZ=3\nVAD=perhaps\nLANGUAGES=en,xx\n")
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 1
     assert result.stdout == ""
-    first, second = result.stderr.splitlines()
+    first, second, third = result.stderr.splitlines()
     assert first.startswith(f"{path}:3: BEAM_SIZ") and "did you mean BEAM_SIZE?" in first
     assert second.startswith(f"{path}:4: VAD") and "on or off" in second
+    assert third.startswith(f"{path}:5: LANGUAGES=en,xx") and "xx is none of af, am" in third
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -77,6 +78,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"{path}: No such file")
+    result = runner.invoke(app, ["config", "check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{tmp_path}: Is a directory")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tones import silence, wav
 def stt(*words: str) -> Result:
     """Run the command; the tiers of the test log to the same output, which would mix."""
     with capture_logs():
-        return CliRunner().invoke(app, words)
+        return CliRunner(env={"COLUMNS": "300"}).invoke(app, words)
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,10 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ("", "names no clip"),
+        ("", "it names no clip"),
         ('{"file": "a.wav", "text": "", "language": "en"}\n{"text": ""}', "line 2 has no 'file'"),
+        ('{"file": "a.wav", "text": null, "language": "en"}', "line 1: 'text' is no text"),
+        ('{"file": 1, "text": "", "language": null}', "line 1: 'file' is no text"),
         ("[1]", "line 1 is no JSON object"),
         ("{", "line 1 is no JSON object"),
     ],
@@ -46,7 +48,31 @@ def test_a_manifest_that_cannot_be_used_is_refused(
     (tmp_path / "manifest.jsonl").write_text(manifest)
     with pytest.raises(ValueError, match=said):
         read_manifest(tmp_path)
-    assert stt("score", str(tmp_path)).exit_code == 2
+    for command in ("score", "load", "soak", "calibrate"):
+        result = stt(command, str(tmp_path))
+        assert result.exit_code == 2
+        assert f"manifest.jsonl: {said}" in result.output
+
+
+TAKE_FOLDERS = (["score"], ["load"], ["soak"], ["calibrate"], ["bench", "engine"])
+
+
+@pytest.mark.parametrize("command", TAKE_FOLDERS, ids=" ".join)
+def test_what_is_no_folder_is_refused_by_name(command: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "clip.wav"
+    file.write_bytes(wav(silence(1.0)))
+    for path, said in ((tmp_path / "gone", "does not exist"), (file, "is a file")):
+        result = stt(*command, str(path))
+        assert result.exit_code == 2
+        assert f"'{path}' {said}" in result.output
+
+
+@pytest.mark.parametrize("command", TAKE_FOLDERS[:-1], ids=" ".join)
+def test_an_empty_folder_is_refused_with_what_it_lacks(command: list[str], tmp_path: Path) -> None:
+    result = stt(*command, str(tmp_path))
+    assert result.exit_code == 2
+    lacks = "has no audio file" if command[0] in ("load", "soak") else "No such file"
+    assert lacks in result.output
 
 
 def test_a_folder_is_scored_by_language_and_source(tiers: Tiers, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_fallback_gets_what_the_caller_sent(tiers: Tiers, scripted: Scripted
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     clip = wav() + b"LIST\x00\r\n--trailing bytes"
     sent: dict[str, Any] = {
-        "headers": {"X-Deadline-Ms": "5000", "traceparent": trace},
+        "headers": {"X-Deadline-Ms": "5000", "traceparent": trace, "tracestate": "a=1, b=2"},
         "language": "PT-br",
         "prompt": "São Paulo",
         "timestamps": "word",
@@ -68,7 +68,47 @@ def test_the_fallback_gets_what_the_caller_sent(tiers: Tiers, scripted: Scripted
     }
     assert asked.headers["authorization"] == "Bearer sesame"
     assert asked.headers["traceparent"] == trace
+    assert asked.headers["tracestate"] == "a=1, b=2"
     assert 1000 < int(asked.headers["x-deadline-ms"]) < 5000
+
+
+TRACE = b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        (TRACE + b"tracestate: a=1\r\ntracestate: b=2\r\n", "a=1,b=2"),
+        (TRACE + b"tracestate: a=" + b"x" * 8190 + b"\r\n", "a=" + "x" * 8190),
+        (TRACE + b"tracestate: a=" + b"x" * 8191 + b"\r\n", None),
+        (TRACE + b"tracestate: a=\xfc\r\n", None),
+        (TRACE + b"tracestate:\r\n", None),
+        (b"tracestate: a=1\r\n", None),
+        (b"traceparent: 00-0-0-01\r\ntracestate: a=1\r\n", None),
+    ],
+    ids=["two-lines", "long", "too-long", "no-ascii", "empty", "alone", "wrong-parent"],
+)
+def test_a_tracestate_goes_with_its_traceparent_to_the_fallback_whole_or_not_at_all(
+    tiers: Tiers, scripted: Scripted, headers: bytes, told: str | None
+) -> None:
+    fallback = scripted()
+    primary = doubtful(tiers, fallback)
+    assert status_of(primary, headers) == 200
+    (asked,) = fallback.asked
+    assert asked.headers.get("tracestate") == told
+    assert ("traceparent" in asked.headers) == headers.startswith(TRACE)
+
+
+def status_of(tier: RunningTier, headers: bytes) -> int:
+    """Of an upload with these headers, as they are: a client would write them its own way."""
+    built = httpx2.Request("POST", "http://tier/v1/transcribe", files={"audio": ("a.wav", wav())})
+    body = built.read()
+    length, kind = str(len(body)).encode(), built.headers["Content-Type"].encode()
+    status, _, _ = tier.exchange(
+        b"POST /v1/transcribe HTTP/1.1\r\nHost: tier\r\nConnection: close\r\n"
+        b"Content-Length: %b\r\nContent-Type: %b\r\n%b\r\n%b" % (length, kind, headers, body)
+    )
+    return status
 
 
 def test_nothing_is_forced_on_the_fallback_that_the_caller_did_not_ask_for(

@@ -103,7 +103,8 @@ def test_the_fallback_hears_what_the_caller_sent_in_a_request_of_its_own(
     primary = shadowed(tiers, fallback, fallback_api_key="sesame")
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     clip = wav() + b"LIST\x00\r\n--trailing bytes"
-    headers = {"X-Deadline-Ms": "5000", "traceparent": trace, "X-Req-Id": "r-1"}
+    headers = {"traceparent": trace, "tracestate": "a=1"}
+    headers |= {"X-Deadline-Ms": "5000", "X-Req-Id": "r-1"}
     primary.transcribe(clip, headers=headers, language="pt", prompt="São Paulo", timestamps="word")
     wait_for(primary, compared=1)
     (asked,) = fallback.asked
@@ -116,7 +117,7 @@ def test_the_fallback_hears_what_the_caller_sent_in_a_request_of_its_own(
     }
     assert asked.headers["authorization"] == "Bearer sesame"
     assert asked.headers["x-req-id"] == "shadow-r-1"
-    assert "traceparent" not in asked.headers
+    assert not {"traceparent", "tracestate"} & set(asked.headers)
     assert int(asked.headers["x-deadline-ms"]) > 5000  # the caller has long been answered
 
 

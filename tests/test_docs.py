@@ -55,7 +55,7 @@ ENVIRONMENT = {
     *("COMPOSE_PROFILES", "FALLBACK_GPU"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
-REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent"}
+REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent", "tracestate"}
 # A request part that an example gets wrong on purpose.
 WRONG_PART = "lang"
 

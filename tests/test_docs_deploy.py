@@ -93,6 +93,25 @@ def test_what_shows_a_promise_is_there() -> None:
         assert row in rows_of_faults
 
 
+@pytest.mark.parametrize("end", ["", "\n"], ids=["an unended line", "an ended line"])
+def test_a_key_that_is_added_has_a_line_of_its_own(end: str, tmp_path: Path) -> None:
+    keys = tmp_path / "api.keys"
+    keys.write_text(f"the-old-one{end}")
+    keys.chmod(0o640)
+    for line in (
+        page_command("systemd", "sudo cp -p"),
+        page_command("systemd", "sudo sed -i"),
+        page_command("systemd", "openssl rand"),
+        page_command("systemd", "sudo mv"),
+    ):
+        here = line.replace("sudo ", "").replace("/opt/stt/keys/primary", str(tmp_path))
+        subprocess.run(["/bin/bash", "-c", here], check=True, capture_output=True)
+    old, new = keys.read_text().splitlines()
+    assert (old, len(new)) == ("the-old-one", 48)
+    assert keys.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [keys]
+
+
 # One box
 
 

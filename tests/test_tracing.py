@@ -278,6 +278,35 @@ def test_a_caller_who_wants_no_trace_has_none_on_either_tier(
     assert second.startswith(f"00-{TRACE}-") and not second.endswith("-00")
 
 
+@pytest.mark.parametrize(
+    ("parent", "state", "told"),
+    [
+        (SAMPLED, "a=1, b=2", "a=1,b=2"),
+        (f"00-{TRACE}-{CALLER}-00", "a=1", "a=1"),
+        (SAMPLED, "no list", None),
+        (f"00-{'0' * 32}-{CALLER}-01", "a=1", None),
+        (None, "a=1", None),
+    ],
+    ids=["sampled", "unsampled", "no-tracestate", "no-traceparent", "alone"],
+)
+def test_the_callers_tracestate_is_handed_on_with_the_trace_it_belongs_to(
+    parent: str | None,
+    state: str,
+    told: str | None,
+    tiers: Tiers,
+    collector: Collector,
+    scripted: Callable[..., ScriptedFallback],
+) -> None:
+    fallback = scripted(Reply())
+    with capture_logs() as lines:
+        tier = tiers.primary(doubting(), fallback=fallback, otlp_endpoint=collector.url)
+        headers = {"tracestate": state} | ({} if parent is None else {"traceparent": parent})
+        assert tier.transcribe(headers=headers).status_code == 200
+    (asked,) = fallback.asked
+    assert asked.headers.get("tracestate") == told
+    assert not _trouble(lines)
+
+
 def test_probes_and_scrapes_leave_no_traces(tiers: Tiers, collector: Collector) -> None:
     tier = tiers.fallback(otlp_endpoint=collector.url)
     for path in ("/v1/health", "/v1/ready", "/v1/metrics", "/metrics", "/nothing"):

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -44,8 +44,19 @@ def _comma_separated(value: object) -> object:
     return value
 
 
+def _language(code: str) -> str:
+    # What it imports takes a third of a second, which settings without languages need not pay.
+    from stt_cascade.engine.languages import LANGUAGES
+
+    if code not in LANGUAGES:
+        raise ValueError(f"{code} is none of {', '.join(sorted(LANGUAGES))}")
+    return code
+
+
 CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
+Language = Annotated[str, AfterValidator(_language)]
+Languages = Annotated[tuple[Language, ...], BeforeValidator(_comma_separated)]
 Network = IPv4Network | IPv6Network
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_comma_separated)]
 
@@ -93,7 +104,7 @@ class TierConfig(BaseSettings):
     short_clip_encoding: bool = Field(
         False, description="encode what was said, not 30 s of it and silence"
     )
-    languages: CommaSeparated = Field(
+    languages: Languages = Field(
         (), description="comma-separated codes that detection may choose from; none: all"
     )
     cache_dir: Path | None = Field(

@@ -14,7 +14,7 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stt_cascade.config import ConfigError, Network, TierConfig
+from stt_cascade.config import ConfigError, Language, Network, TierConfig
 
 # What an image's build writes: one line, the commit that it was built from.
 COMMIT_FILE = Path(sys.prefix) / "COMMIT"
@@ -121,7 +121,8 @@ def _mistake(model: type[TierConfig], key: str, problem: Any, values: dict[str, 
     if problem["type"] == "missing":
         return f"{key}: missing; it must be {allowed(known[key])}"
     value = "(hidden)" if "SecretStr" in str(known[key].annotation) else values.get(key, "")
-    return f"{key}={value}: must be {allowed(known[key])}"
+    mistake = f"{key}={value}: must be {allowed(known[key])}"
+    return f"{mistake}; {problem['ctx']['error']}" if problem["type"] == "value_error" else mistake
 
 
 def allowed(field: FieldInfo) -> str:
@@ -149,6 +150,8 @@ def allowed(field: FieldInfo) -> str:
         return f"an address such as {(field.examples or [''])[0]}"
     if get_origin(kind) is tuple and get_args(kind)[0] == Network:
         return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
+    if get_origin(kind) is tuple and get_args(kind)[0] == Language:
+        return "a comma-separated list of Whisper's codes such as en"
     if get_origin(kind) is tuple:
         return "a comma-separated list"
     return "text"

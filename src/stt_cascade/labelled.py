@@ -56,19 +56,17 @@ def read_manifest(folder: Path) -> list[Labelled]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            clips.append(
-                Labelled(
-                    file=folder / entry["file"],
-                    text=entry["text"],
-                    language=entry["language"],
-                    source=entry.get("source", ""),
-                    speaker=entry.get("speaker", ""),
-                )
-            )
+            values = {"file": entry["file"], "text": entry["text"]}
+            # Where nobody speaks there is no language.
+            values["language"] = entry["language"] or ""
+            values |= {name: entry.get(name) or "" for name in ("source", "speaker")}
         except KeyError as error:
             raise ValueError(f"line {number} has no {error}") from None
         except (ValueError, TypeError):
             raise ValueError(f"line {number} is no JSON object") from None
+        if wrong := [name for name, value in values.items() if not isinstance(value, str)]:
+            raise ValueError(f"line {number}: {wrong[0]!r} is no text")
+        clips.append(Labelled(folder / values.pop("file"), **values))
     if not clips:
         raise ValueError("it names no clip")
     return clips

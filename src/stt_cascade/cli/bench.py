@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 from collections import Counter
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from stt_cascade.cli.measuring import JsonFile, as_json, keep, labelled_in, writable
 
 app = typer.Typer(help="Measure this project against its peers.", no_args_is_help=True)
 
@@ -23,11 +24,18 @@ def _group() -> None:
 @app.command("engine")
 def engine(
     sets: Annotated[
-        list[Path] | None, typer.Argument(help="Folders with clips and a manifest.jsonl.")
+        list[Path] | None,
+        typer.Argument(
+            help="Folders with clips and a manifest.jsonl.", exists=True, file_okay=False
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Where asterisk-core-sounds-*-wav is installed: /usr/share."),
+        typer.Option(
+            help="Where asterisk-core-sounds-*-wav is installed: /usr/share.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
     model: Annotated[Path, typer.Option(help="The weights, for all.")] = Path(
         "models/whisper-base-ct2"
@@ -56,45 +64,49 @@ def engine(
         bool, typer.Option(help="Ours alone, one constant changed at a time: docs/engine.md.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Write cost against clip length, as PNG.")
+        Path | None,
+        typer.Option(help="Write cost against clip length, as PNG.", callback=writable),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures there.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Our engine against faster-whisper: same weights, threads and clips, in turns, in one run."""
     from rich.console import Console
     from rich.progress import Progress
 
     from stt_cascade.bench import engine as bench
-    from stt_cascade.bench.contenders import ABLATIONS, CONTENDERS, PEERS, Setup
+    from stt_cascade.bench.contenders import ABLATIONS, CONTENDERS, PEERS, Setup, Unusable
+    from stt_cascade.bench.plot import cost_by_length
+    from stt_cascade.measure.page import png
 
     names = peers or list(ABLATIONS if ablate else PEERS)
     if unknown := [name for name in names if name not in CONTENDERS]:
         raise typer.BadParameter(f"{unknown[0]!r}; there are: {', '.join(CONTENDERS)}")
+    if not (model / "model.bin").is_file():  # faster-whisper would ask the hub for one of that name
+        raise typer.BadParameter(f"no CTranslate2 model in {model}", param_hint="--model")
     cores = len(os.sched_getaffinity(0))
     setup = Setup(model, device, compute_type, threads or max(1, cores // concurrency), concurrency)
     console = Console(stderr=True)
     clips = _clips(sets or [], prompts, max_seconds, join or [], limit)
-    if not clips:
-        raise typer.BadParameter("no clips: name a folder with a manifest.jsonl, or --prompts")
     console.print(f"{len(clips)} clips, {setup}")
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("clips", total=len(clips))
-        results = bench.run(names, setup, clips, lambda done: progress.advance(task, done))
+    try:
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("clips", total=len(clips))
+            results = bench.run(names, setup, clips, lambda done: progress.advance(task, done))
+    except Unusable as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
     baseline = "30 s encoding" if ablate else "faster-whisper tuned"
     report = bench.report(results, clips, baseline)
     report["setup"] = {name: str(value) for name, value in vars(setup).items()} | {
         "cores": cores,
         "max_seconds": max_seconds,
     }
+    kept = keep(
+        (json_file, lambda: as_json(report)),
+        (plot, lambda: png(cost_by_length(results, clips))),
+    )
     _print(report)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
-    if plot is not None:
-        from stt_cascade.bench.plot import cost_by_length
-
-        cost_by_length(results, clips, plot)
+    raise typer.Exit(int(not kept))
 
 
 @app.command("sdk")
@@ -109,9 +121,7 @@ def sdk(
     calls: Annotated[int, typer.Option(min=1, help="Of each contender in each round.")] = 500,
     rounds: Annotated[int, typer.Option(min=1)] = 15,
     callers: Annotated[int, typer.Option(min=1, help="At once, in the rounds.")] = 8,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures there.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """What the SDK carries and costs, over stub primaries on real sockets: needs no model."""
     from rich.console import Console
@@ -131,9 +141,9 @@ def sdk(
                 progress=status.update,
             )
         )
+    kept = keep((json_file, lambda: as_json(report)))
     _print_sdk(report)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    raise typer.Exit(int(not kept))
 
 
 def _print_sdk(report: dict[str, Any]) -> None:
@@ -179,27 +189,41 @@ def _clips(
     lengths: list[float],
     limit: int | None,
 ) -> list[Any]:
-    from stt_cascade.audio.decode import decode
-    from stt_cascade.engine.protocol import SAMPLE_RATE
-    from stt_cascade.labelled import joined, read_manifest, read_prompts
+    """The clips to measure with, and their samples.
 
-    labelled = [clip for folder in sets for clip in read_manifest(folder)]
+    Raises:
+        typer.BadParameter: one cannot be read, or in none of them somebody speaks.
+    """
+    from stt_cascade.engine.protocol import SAMPLE_RATE
+    from stt_cascade.labelled import joined, read_prompts
+    from stt_cascade.measure.versions import samples_of
+
+    labelled = [clip for folder in sets for clip in labelled_in(folder)]
     if prompts is not None:
         labelled += read_prompts(prompts)
+    if not labelled:
+        raise typer.BadParameter("no clips: name a folder with a manifest.jsonl, or --prompts")
     # Neighbours in a set are alike; the order is the same in each run.
     shuffle = random.Random(1).shuffle
     shuffle(labelled)
-    clips = [
-        (clip, samples)
-        for clip in labelled
-        if len(samples := decode(clip.file.read_bytes(), max_seconds=3600)) <= longest * SAMPLE_RATE
-    ]
+    try:
+        clips = [
+            (clip, samples)
+            for clip in labelled
+            if len(samples := samples_of(clip.file)) <= longest * SAMPLE_RATE
+        ]
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
     if lengths:
         rows = [_first(joined(clips, seconds), limit) for seconds in lengths]
         clips = [clip for row in rows for clip in row]
         shuffle(clips)
-        return clips
-    return _first(clips, limit)
+    else:
+        clips = _first(clips, limit)
+    if not any(clip.text for clip, _ in clips):
+        few = " or there are too few to join" if lengths else ""
+        raise typer.BadParameter(f"nobody speaks in a clip of at most {longest:g} s{few}")
+    return clips
 
 
 def _first(clips: list[Any], limit: int | None) -> list[Any]:

@@ -14,15 +14,17 @@ import typer
 from stt_cascade.cli.measuring import (
     HtmlFile,
     JsonFile,
+    LabelledFolder,
     PngFile,
     Stop,
     as_json,
     keep,
+    labelled_in,
     measure,
 )
 from stt_cascade.cli.transcribe import CONCURRENCY
 from stt_cascade.cli.up import Fallback, FallbackPort, Models, Port, Primary, prepare
-from stt_cascade.labelled import MANIFEST, Labelled, read_manifest
+from stt_cascade.labelled import Labelled
 
 if TYPE_CHECKING:
     from stt_cascade.cli.asking import Asked
@@ -39,7 +41,7 @@ GATES_OFF: dict[str, object] = {
 
 
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help=f"Folder with clips and a {MANIFEST}.")],
+    folder: LabelledFolder,
     target: Annotated[
         str,
         typer.Option(
@@ -274,10 +276,7 @@ def _show(
 
 def _clips(folder: Path, languages: Sequence[str]) -> list[Labelled]:
     """The manifest's clips of these languages; those where nobody speaks belong to all."""
-    try:
-        clips = read_manifest(folder)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{folder / MANIFEST}: {error}") from None
+    clips = labelled_in(folder)
     clips = [clip for clip in clips if not languages or not clip.text or clip.language in languages]
     if not any(clip.text for clip in clips):
         raise typer.BadParameter(f"{folder}: nobody speaks in any of these clips")

@@ -36,7 +36,8 @@ def check(
     from stt_cascade.config_file import load
 
     if not file.is_file():
-        typer.echo(f"{file}: {os.strerror(errno.ENOENT)}", err=True)
+        reason = os.strerror(errno.EISDIR if file.is_dir() else errno.ENOENT)
+        typer.echo(f"{file}: {reason}", err=True)
         raise typer.Exit(1)
     tier = tier or guess(file)
     if tier is None:

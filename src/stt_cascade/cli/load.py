@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import (
+    Folder,
     HtmlFile,
     JsonFile,
     Key,
@@ -37,7 +37,7 @@ SHARES = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def load(
-    folder: Annotated[Path, typer.Argument(help="Folder with audio files.")],
+    folder: Folder,
     callers: Annotated[
         str, typer.Option("--concurrency", help="Callers at once, a step each; empty: none.")
     ] = "1,2,4,8,16",

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stt_cascade.cli.endpoint import Endpoint, sendable
-from stt_cascade.labelled import MANIFEST, read_manifest
+from stt_cascade.labelled import MANIFEST, Labelled, read_manifest
 
+Folder = Annotated[
+    Path, typer.Argument(help="Folder with audio files.", exists=True, file_okay=False)
+]
+LabelledFolder = Annotated[
+    Path,
+    typer.Argument(help=f"Folder with clips and a {MANIFEST}.", exists=True, file_okay=False),
+]
 Url = Annotated[
     str | None, typer.Option(envvar="STT_URL", help="The primary; default: a running `stt up`.")
 ]
@@ -26,8 +33,8 @@ MetricsKey = Annotated[
 ]
 
 
-def _writable(file: Path | None) -> Path | None:
-    """Asked before anything is measured: after two hours it would be too late.
+def writable(file: Path | None) -> Path | None:
+    """For options, asked before anything is measured: after two hours it would be too late.
 
     Raises:
         typer.BadParameter: nothing can be written there.
@@ -49,13 +56,13 @@ def _is_special(file: Path) -> bool:
 
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures there.", callback=_writable)
+    Path | None, typer.Option("--json", help="Write all figures there.", callback=writable)
 ]
 HtmlFile = Annotated[
-    Path | None, typer.Option("--html", help="Write the report there.", callback=_writable)
+    Path | None, typer.Option("--html", help="Write the report there.", callback=writable)
 ]
 PngFile = Annotated[
-    Path | None, typer.Option("--png", help="Write the picture there.", callback=_writable)
+    Path | None, typer.Option("--png", help="Write the picture there.", callback=writable)
 ]
 
 
@@ -146,15 +153,29 @@ def clips_in(folder: Path) -> list[Path]:
     Raises:
         typer.BadParameter: there are none.
     """
+    if (folder / MANIFEST).is_file():
+        return [clip.file for clip in labelled_in(folder)]
     try:
-        if (folder / MANIFEST).is_file():
-            return [clip.file for clip in read_manifest(folder)]
         found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise typer.BadParameter(f"{folder}: {error}") from None
     if not found:
         raise typer.BadParameter(f"{folder} has no audio file ({', '.join(sorted(AUDIO))})")
     return found
+
+
+def labelled_in(folder: Path) -> list[Labelled]:
+    """The clips that a folder's manifest names.
+
+    Raises:
+        typer.BadParameter: it cannot be read.
+    """
+    try:
+        return read_manifest(folder)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder / MANIFEST}: {error.strerror}") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{folder / MANIFEST}: {error}") from None
 
 
 def figures_of(endpoint: Endpoint, metrics_key: str | None) -> STTClient:

@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import quantiles
 from typing import Annotated, Any
 
@@ -16,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stt_cascade.cli.endpoint import find
+from stt_cascade.cli.measuring import LabelledFolder, labelled_in
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
-from stt_cascade.labelled import MANIFEST, Labelled, read_manifest, word_errors
+from stt_cascade.labelled import Labelled, word_errors
 from stt_sdk import Transcription
 
 
@@ -32,7 +32,7 @@ class Scored:
 
 
 def score(
-    folder: Annotated[Path, typer.Argument(help=f"Folder with clips and a {MANIFEST}.")],
+    folder: LabelledFolder,
     as_json: Annotated[
         bool, typer.Option("--json", help="Everything, as one JSON object.")
     ] = False,
@@ -49,10 +49,7 @@ def score(
 
     The manifest has one JSON object a line: file, text, language, source.
     """
-    try:
-        clips = read_manifest(folder)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{folder / MANIFEST}: {error}") from None
+    clips = labelled_in(folder)
     endpoint = find(url, key)
     languages = [clip.language if forced and clip.text else None for clip in clips]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import (
+    Folder,
     HtmlFile,
     JsonFile,
     Key,
@@ -35,7 +35,7 @@ LEAST_INTERVAL_S = 1.0
 
 
 def soak(
-    folder: Annotated[Path, typer.Argument(help="Folder with audio files.")],
+    folder: Folder,
     hours: Annotated[float, typer.Option(min=0.001, help="How long.", callback=finite)] = 2.0,
     callers: Annotated[int, typer.Option("--concurrency", min=1, help="Callers at once.")] = 2,
     rate: Annotated[

@@ -40,6 +40,8 @@ log = structlog.get_logger("stt.request")
 
 _TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# What goes on is whole: of a longer one nothing does, as with OpenTelemetry's own propagator.
+_TRACE_STATE = re.compile(r"[\t -~]{1,8192}")
 _MAX_HEADER = 200
 # A connection that is closed under a caller who is still sending may take the answer with it. So
 # the rest of a refused body may come and is thrown away for this long, if its length was announced
@@ -122,11 +124,14 @@ class Envelope:
         peer = scope["client"][0] if scope.get("client") else "unknown"
         forwarded = headers.getlist("X-Forwarded-For")
         given, parent = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
+        continued = _TRACE.fullmatch(parent) is not None
+        state = ",".join(headers.getlist("tracestate"))  # as RFC 9110 joins a list's lines
         record = Record(
             request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
             endpoint=scope["path"] if scope["path"] in ENDPOINTS else "other",
             client=client_address(peer, forwarded, self._trusted_proxies),
-            traceparent=parent if _TRACE.fullmatch(parent) else None,
+            traceparent=parent if continued else None,
+            tracestate=state if continued and _TRACE_STATE.fullmatch(state) else None,
         )
         scope["stt.record"] = record
         trace = None if self._tracing is None else self._tracing.begin(record)

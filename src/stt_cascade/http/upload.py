@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar, get_args
 
-from faster_whisper.tokenizer import _LANGUAGE_CODES
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from stt_cascade.admission.uploads import Body
 from stt_cascade.config import ENVELOPE_BYTES
+from stt_cascade.engine.languages import LANGUAGES
 from stt_cascade.engine.protocol import Options, Task, Timestamps
 from stt_cascade.errors import InvalidRequest, PayloadTooLarge
 from stt_cascade.http.envelope import Abandoned
 from stt_cascade.upload import Upload
 
-LANGUAGES = frozenset(_LANGUAGE_CODES)
 AUDIO_FIELDS = ("audio", "file")
 TEXT_FIELDS = ("language", "prompt", "timestamps", "task")
 MAX_PARTS = 16

@@ -84,9 +84,9 @@ class Sound:
         if version.snr is None:
             return version.clip.file.read_bytes()
         if self._noise is None:
-            voices = {self._name(clip): _samples(clip.file) for clip in self._voices}
+            voices = {self._name(clip): samples_of(clip.file) for clip in self._voices}
             self._noise = Noise(self._kind, voices, self._seed)
-        samples = _samples(version.clip.file)
+        samples = samples_of(version.clip.file)
         return wav(self._noise.added(self._name(version.clip), samples, version.snr))
 
     def _name(self, clip: Labelled) -> str:
@@ -95,7 +95,12 @@ class Sound:
 
 
 @lru_cache(MOST_VOICES)
-def _samples(file: Path) -> Samples:
+def samples_of(file: Path) -> Samples:
+    """A clip, decoded.
+
+    Raises:
+        OSError, ValueError: it cannot be read or decoded; the latter names it.
+    """
     try:
         return decode(file.read_bytes(), raw_g722=file.suffix.lower() == RAW, max_seconds=LONGEST_S)
     except Refusal as error:

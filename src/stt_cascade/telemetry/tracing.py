@@ -114,7 +114,8 @@ class Tracing:
 
     def begin(self, record: Record) -> Trace:
         """Continue the caller's trace, or begin one; the fallback will be told to continue it."""
-        carrier = {} if record.traceparent is None else {"traceparent": record.traceparent}
+        given = {"traceparent": record.traceparent, "tracestate": record.tracestate}
+        carrier = {name: value for name, value in given.items() if value is not None}
         span = self._tracer.start_span(
             "request",
             # Of its own: what is ambient here is nobody's business.
@@ -124,6 +125,7 @@ class Tracing:
         call = self._ids.generate_span_id()
         context = span.get_span_context()
         record.traceparent = f"00-{context.trace_id:032x}-{call:016x}-{context.trace_flags:02x}"
+        record.tracestate = context.trace_state.to_header() or None
         return Trace(self, span, call)
 
     def child(
@@ -229,6 +231,8 @@ class _Trouble(logging.Handler):
         self._logger.propagate = not any(others)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("opentelemetry.trace"):
+            return  # a caller's odd `tracestate` is no trouble with the collector
         now = time.monotonic()
         if now < self._silent_until:
             self._unsaid += 1
