@@ -242,6 +242,26 @@ def test_the_request_before_a_broken_one_is_answered(tier: RunningTier) -> None:
     assert b"\r\nconnection: close\r\n" in answers
 
 
+def test_requests_before_a_broken_one_are_all_answered(tier: RunningTier) -> None:
+    good = START + b"Content-Length: %d\r\n\r\n" % len(CLIP) + CLIP
+    health = b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n"
+    with tier.connect(good + health + health + b"rubbish\r\n\r\n") as connection:
+        answers = whole(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200"] * 3
+    assert answers.count(b"\r\nconnection: close\r\n") == 1
+
+
+def test_half_of_the_next_headers_has_the_patience_of_headers(
+    tier: RunningTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn would close the connection as an idle one."""
+    monkeypatch.setattr(protocol, "PATIENCE_S", 0.5)
+    one = b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n"
+    with tier.connect(one + one[:20]) as connection:
+        answers = whole(connection)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"408"]
+
+
 # Ways around the key
 
 NOWHERE = [
@@ -308,11 +328,40 @@ def test_a_websocket_is_a_request_like_any_other(guarded: RunningTier, path: byt
     assert guarded.exchange(head + KEY + UPGRADE)[0] in (404, 405)
 
 
-def test_after_an_upgrade_that_was_not_made_the_connection_ends(guarded: RunningTier) -> None:
+OFFER = (
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+)
+
+
+@pytest.mark.parametrize("cut", [1, len(START), len(START + KEY + OFFER) + 30, 10**6])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_clip_is_heard_whose_caller_offers_an_upgrade(
+    guarded: RunningTier, cut: int, chunked: bool
+) -> None:
+    """As Java's HttpClient does by itself; what comes after its headers is a body all the same."""
+    length, body = b"Content-Length: %d\r\n\r\n" % len(CLIP), CLIP
+    if chunked:
+        length = b"Transfer-Encoding: chunked\r\n\r\n"
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(CLIP), CLIP)
+    sent = START + KEY + OFFER + length + body
+    with guarded.connect(sent[:cut]) as connection:
+        connection.sendall(sent[cut:])
+        assert read_response(connection)[0] == 200
+        connection.sendall(sent)  # nor is the connection over
+        assert read_response(connection)[0] == 200
+
+
+def test_requests_that_offer_upgrades_are_answered_in_turn(guarded: RunningTier) -> None:
     head = b"GET /v1/health HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    with guarded.connect(head) as connection:
+    last = b"GET /v1/health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
+    with guarded.connect(head * 500 + last) as connection:
+        assert whole(connection).count(b"HTTP/1.1 200") == 501
+
+
+def test_what_comes_after_connect_is_no_request(guarded: RunningTier) -> None:
+    with guarded.connect(b"CONNECT t:80 HTTP/1.1\r\nHost: t:80\r\n\r\n" + START) as connection:
         answer = whole(connection)
-    assert answer.startswith(b"HTTP/1.1 200")
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"]
     assert b"connection: close" in answer.lower()
 
 

@@ -12,6 +12,7 @@ import asyncio
 import select
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stt_cascade.errors import InvalidRequest, Refusal, RequestTimeout
@@ -41,6 +42,11 @@ class Protocol(HttpToolsProtocol):
     # Bytes of the request that is coming, but for its body; and those of its body.
     _around = 0
     _body = 0
+    _coming = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.parser: Any = _Parser(self)
 
     def connection_made(
         self,
@@ -71,6 +77,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._coming = True
         self._header_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -84,6 +91,8 @@ class Protocol(HttpToolsProtocol):
             self._stop_parsing(InvalidRequest(f"more than {MAX_HEADERS} headers"))
 
     def on_headers_complete(self) -> None:
+        if self.parser.offered():
+            return
         self._disarm()
         super().on_headers_complete()
         if self.pipeline:
@@ -95,13 +104,18 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.offered():
+            return
         self._around = self._body = 0
+        self._coming = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:  # else a request has come meanwhile
             self._arm()
+            if self._coming:
+                self._unset_keepalive_if_required()  # its headers have the patience of headers
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -118,7 +132,7 @@ class Protocol(HttpToolsProtocol):
         return False  # nothing here speaks WebSocket: the request is answered like any other
 
     def _unsupported_upgrade_warning(self) -> None:
-        self.cycle.keep_alive = False  # the parser takes what follows for the other protocol
+        self.cycle.keep_alive = False  # what follows CONNECT is no HTTP
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
@@ -167,7 +181,7 @@ class Protocol(HttpToolsProtocol):
                 self._arm()
         elif self.cycle is not None and not self.cycle.response_complete:
             pass  # the answer is being taken again, and more of it is to come
-        elif self._around:
+        elif self._around or self._coming:
             self._refuse(RequestTimeout(f"the headers had not come within {PATIENCE_S:g} s"))
         else:
             self.transport.close()
@@ -181,14 +195,14 @@ class Protocol(HttpToolsProtocol):
         self.flow.pause_reading()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            if self.pipeline or cycle.response_started:
-                self.transport.close()  # no place is left for another answer
-                return
             if not cycle.more_body:
                 cycle.keep_alive = False  # this one is whole: it is answered, and nothing after it
                 scope: Any = cycle.scope
                 scope[FOLLOWED] = True
                 self._look_for_its_end()
+                return
+            if self.pipeline or cycle.response_started:
+                self.transport.close()  # no place is left for another answer
                 return
             cycle.disconnected = True  # its body broke: for the app, its caller has gone
             cycle.message_event.set()
@@ -222,6 +236,52 @@ class Protocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         self._start_asgi_task(self.cycle, self.app)
+
+
+class _Parser:
+    """httptools' parser, to which a request that offers an upgrade is a request.
+
+    By itself it takes all that comes after such headers for the other protocol, the body too, as if
+    the upgrade had been made. Java's HttpClient offers one by itself, `curl --http2` too.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._protocol)
+        # As uvicorn has it.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def offered(self) -> bool:
+        """Whether these are headers with an offer, which are parsed once more without it."""
+        return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.offered():
+                    raise
+                data = memoryview(data)[upgrade.args[0] :]
+            head = self._head()
+            self._begin()
+            self._parser.feed_data(head)
+
+    def _head(self) -> bytes:
+        """The request line and headers that were parsed, without the offer."""
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self._protocol.url, version)]
+        for name, value in self._protocol.headers:
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join([*lines, b"", b""])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
 
 
 def _too_long() -> Refusal:
