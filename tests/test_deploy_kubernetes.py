@@ -364,5 +364,5 @@ def test_nobody_is_got_up_for_a_fallback_that_the_release_does_not_have() -> Non
 
     elsewhere = "primary.fallbackUrl=http://elsewhere:8082,networkPolicy.enabled=false"
     without = ("--set", f"fallback.enabled=false,{elsewhere}")
-    absent = ' or absent(up{job="stt-fallback"})'
+    absent = ' or absent_over_time(up{job="stt-fallback"}[1d])'
     assert tier_down().removesuffix(absent) == tier_down(*without) != tier_down()

@@ -189,7 +189,7 @@ def _lint(root: Path) -> Iterator[str]:
 
 
 # Not asked where the fallback belongs to another release.
-NO_FALLBACK = '\n          or absent(up{job="stt-fallback"})'
+NO_FALLBACK = '\n          or absent_over_time(up{job="stt-fallback"}[1d])'
 
 
 def _rules(root: Path, name: str, found: list[Object]) -> Iterator[str]:
