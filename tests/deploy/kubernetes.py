@@ -6,6 +6,7 @@ manifests, from the chart; the settings in the chart's schema, from the settings
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -39,6 +40,7 @@ GUARDED = (
 )
 # An alert that others bring, too, so the chart only if told.
 WATCHDOG = "monitors.watchdog=true"
+RUNBOOKS = "https://git.example.com/stt/docs/runbooks/"
 VOLUME = "registry.example.com/models@sha256:" + 64 * "0"
 
 # What of the chart's is rendered into deploy/kubernetes/.
@@ -54,7 +56,7 @@ CASES: dict[str, Options] = {
         *(*KEYS, *GUARDED, "--set", "monitors.enabled=true"),
         *("--set", "monitors.credentials.name=stt-scrape,monitors.credentials.key=key"),
     ),
-    "watchdog": ("--set", f"monitors.enabled=true,{WATCHDOG}"),
+    "watchdog": ("--set", f"monitors.enabled=true,{WATCHDOG},monitors.runbooks={RUNBOOKS}"),
     "one pod": ("--set", "primary.replicas=1,fallback.replicas=1"),
     "claim": ("--set", "primary.model.source=claim,primary.model.claim=models"),
     "pull into a claim": ("--set", "primary.model.claim=models"),
@@ -108,6 +110,7 @@ REFUSED: dict[str, str] = {
     "fallback.settings.OTLP_ENDPOINT=http://otel-collector:4318": "networkPolicy.egress",
     "monitors.enabled=true,primary.keys.guardMetrics=true": "monitors.credentials",
     "primary.settings.MAX_CONCURRENCY=64": "RATE_LIMIT_BURST",
+    "monitors.runbooks=docs/runbooks/": "runbooks",
     "keda.enabled=true,keda.primary.max=100": "RATE_LIMIT_BURST",
     "keda.primary.min=7": "max is less than min",
     "keda.primary.replicasWithoutMetrics=7": "not between min and max",
@@ -197,9 +200,12 @@ NO_FALLBACK = '\n          or absent_over_time(up{job="stt-fallback"}[1d])'
 
 def _rules(root: Path, name: str, found: list[Object], *, watchdog: bool) -> Iterator[str]:
     """Whoever monitors has all of Prometheus' own rules, the watchdog if wanted, and no others."""
-    groups = [
-        g for each in found if each["kind"] == "PrometheusRule" for g in each["spec"]["groups"]
-    ]
+    groups = copy.deepcopy(
+        [g for each in found if each["kind"] == "PrometheusRule" for g in each["spec"]["groups"]]
+    )
+    for group in groups:
+        for rule in group["rules"]:
+            rule.get("annotations", {}).pop("runbook_url", None)
     scraped = [
         each["metadata"]["labels"][each["spec"]["jobLabel"]]
         for each in found
