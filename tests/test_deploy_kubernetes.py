@@ -19,6 +19,7 @@ from deploy.kubernetes import (
     GPU,
     KEYS,
     REFUSED,
+    RUNBOOKS,
     Refused,
     check,
     objects,
@@ -354,6 +355,21 @@ def test_with_mtls_a_primary_gets_to_the_fallback_by_tls_only() -> None:
     assert [each["port"] for each in rule["ports"]] == [8443]
 
 
+def test_whoever_is_got_up_has_the_address_of_each_alert_s_page() -> None:
+    def pages(name: str) -> list[tuple[str, str | None]]:
+        groups = [
+            group
+            for thing in rendered(*CASES[name])
+            if thing["kind"] == "PrometheusRule"
+            for group in thing["spec"]["groups"]
+        ]
+        said = [rule["annotations"] for g in groups for rule in g["rules"] if "alert" in rule]
+        return [(each["runbook"], each.get("runbook_url")) for each in said]
+
+    assert all(url == page.replace("docs/runbooks/", RUNBOOKS) for page, url in pages("watchdog"))
+    assert {url for _, url in pages("monitors")} == {None}
+
+
 def test_nobody_is_got_up_for_a_fallback_that_the_release_does_not_have() -> None:
     def tier_down(*options: str) -> str:
         things = rendered("--set", "monitors.enabled=true", *options)
@@ -364,5 +380,5 @@ def test_nobody_is_got_up_for_a_fallback_that_the_release_does_not_have() -> Non
 
     elsewhere = "primary.fallbackUrl=http://elsewhere:8082,networkPolicy.enabled=false"
     without = ("--set", f"fallback.enabled=false,{elsewhere}")
-    absent = ' or absent(up{job="stt-fallback"})'
+    absent = ' or absent_over_time(up{job="stt-fallback"}[1d])'
     assert tier_down().removesuffix(absent) == tier_down(*without) != tier_down()

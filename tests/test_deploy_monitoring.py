@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy import dashboards, engines, monitoring
-from deploy.alertmanager import Alertmanager
+from deploy.alertmanager import Alertmanager, inbox
 from deploy.prometheus import Prometheus
 from deploy.shorten import FAST, seconds, shorten
 from pages import codes, page_command, rows
@@ -24,6 +24,7 @@ from servers import serving
 RULES = "deploy/prometheus/rules"
 ALERTS = f"{RULES}/alerts.yml"
 SLO = f"{RULES}/slo.yml"
+WATCHDOG = f"{RULES}/watchdog.yml"
 TESTS = "deploy/prometheus/tests/alerts.yml"
 TARGETS = "deploy/prometheus/targets/stt.yml"
 PAGE = "docs/deploy.md"
@@ -34,7 +35,7 @@ SOURCES = "deploy/grafana/provisioning/datasources/prometheus.yml"
 NAMES = """SttHighTailLatency SttFallbackFailureSpike SttIngress5xx SttGpuSaturated
 SttAvailabilityBudgetBurn SttLatencyBudgetBurn SttFallbackBudgetBurn SttQueueGrows SttBreakerOpen
 SttEngineWedged SttDisagreementDrift SttKeyNearRateLimit SttAlwaysFallingBack SttTierDown
-SttMemoryGrows SttGpuMemoryFull"""
+SttMemoryGrows SttGpuMemoryFull Watchdog"""
 
 Part = Callable[[Path], Iterator[str]]
 # What: who finds it, in which file, what is there, what is planted, what is said of it.
@@ -88,6 +89,27 @@ MISTAKES: dict[str, tuple[Part, str, str, str, str]] = {
         "        for: 5m\n",
         "",
         "no “for”",
+    ),
+    "a watchdog that may be quiet": (
+        monitoring.alerts,
+        WATCHDOG,
+        "vector(1)",
+        "max(up)",
+        "it does not always fire",
+    ),
+    "a watchdog that no test sees firing": (
+        monitoring.alerts,
+        "deploy/prometheus/tests/watchdog.yml",
+        "ALERTS{",
+        "ALERTS_FOR_STATE{",
+        "none in which Watchdog (none) is firing",
+    ),
+    "a watchdog that people are told of": (
+        monitoring.routes,
+        ROUTES,
+        'alertname="Watchdog"',
+        'alertname="Watchdg"',
+        "Watchdog (watchdog) goes elsewhere",
     ),
     "an alert without a summary": (
         monitoring.alerts,
@@ -284,8 +306,13 @@ def test_the_specification_s_expressions_are_kept() -> None:
     }
     assert spec["SttFallbackFailureSpike"] == 'rate(stt_fallback_total{result="failed"}[5m]) > 0.5'
     assert spec["SttGpuSaturated"] == "avg_over_time(stt_gpu_utilization_pct[10m]) > 90"
-    assert spec["SttIngress5xx"].startswith(
-        'sum(rate(http_requests_total{status=~"5..", app="stt-primary"}[5m])) > 1\nor\n'
+    # Of each namespace; where there is none it is the same.
+    assert (
+        spec["SttIngress5xx"]
+        .replace(" by (namespace) ", "")
+        .startswith(
+            'sum(rate(http_requests_total{status=~"5..", app="stt-primary"}[5m])) > 1\nor\n'
+        )
     )
 
 
@@ -375,6 +402,22 @@ def test_a_cause_silences_what_it_brings_about(tmp_path: Path) -> None:
     }
 
 
+def test_an_installation_silences_nothing_of_another_one(tmp_path: Path) -> None:
+    one, two = {"namespace": "one"}, {"namespace": "two"}
+    alerts = [
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback", **one},
+        {"alertname": "SttTierDown", "severity": "page", "job": "stt-primary", **one},
+        {"alertname": "SttBreakerOpen", "severity": "page", **PRIMARY, **two},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "page", "job": "stt-primary", **one},
+        {"alertname": "SttLatencyBudgetBurn", "severity": "ticket", "job": "stt-primary", **two},
+    ]
+    assert heard(tmp_path, alerts) == {
+        ("SttTierDown", "page"),
+        ("SttBreakerOpen", "page"),
+        ("SttLatencyBudgetBurn", "ticket"),
+    }
+
+
 def test_what_callers_see_is_told_though_something_cannot_be_scraped(tmp_path: Path) -> None:
     alerts = [
         {"alertname": "SttTierDown", "severity": "page", "job": "stt-fallback"},
@@ -384,6 +427,31 @@ def test_what_callers_see_is_told_though_something_cannot_be_scraped(tmp_path: P
     assert ("SttIngress5xx", "page") in heard(tmp_path / "both", alerts)
     alerts[1:] = [{"alertname": "SttAvailabilityBudgetBurn", "severity": "page", **PRIMARY}]
     assert ("SttAvailabilityBudgetBurn", "page") in heard(tmp_path / "fallback", alerts)
+
+
+def test_the_dead_man_s_service_alone_hears_the_watchdog_and_hears_it_again_and_again(
+    tmp_path: Path,
+) -> None:
+    always = {"alertname": "Watchdog", "severity": "none"}
+    down = {"alertname": "SttTierDown", "severity": "page", "job": "envoy", "namespace": "one"}
+
+    async def heard_of() -> list[tuple[str, str]]:
+        async with inbox() as told, Alertmanager(tmp_path, told.addresses) as alertmanager:
+            await alertmanager.tell([always, down])
+            await alertmanager.until(
+                "it hears", lambda: told.has("page", "firing: SttTierDown in one")
+            )
+            assert [await told.again("watchdog", 60) for _ in range(3)] == [True] * 3
+            return list(told.messages)
+
+    messages = asyncio.run(heard_of())
+    assert {to for to, text in messages if "Watchdog" in text} == {"watchdog"}
+    assert {to for to, text in messages if "SttTierDown" in text} == {"page"}
+
+
+def test_the_dead_man_s_service_is_off_until_its_address_is_filled_in() -> None:
+    receivers = yaml.safe_load((engines.ROOT / ROUTES).read_text())["receivers"]
+    assert {"name": "watchdog"} in receivers
 
 
 def test_one_primary_s_breaker_does_not_silence_the_failures_of_another(tmp_path: Path) -> None:
@@ -409,7 +477,8 @@ def test_an_alert_comes_and_goes_in_a_real_prometheus(tmp_path: Path) -> None:
             there = [f"127.0.0.1:{server.port}"]
             targets = {"stt-primary": there, "stt-fallback": there}
             async with Prometheus(tmp_path, targets) as prometheus:
-                assert await prometheus.alerts() == []
+                there = [one["labels"]["alertname"] for one in await prometheus.alerts()]
+                assert there == ["Watchdog"]
                 broken.set()
                 firing = await prometheus.alert(
                     "SttTierDown", "firing", severity="page", job="stt-primary"

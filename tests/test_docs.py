@@ -384,7 +384,9 @@ def test_the_documented_tiers_start_from_files_that_are_there() -> None:
 def test_the_documented_requests_are_possible(app: FastAPI) -> None:
     # The commands of this page are run, by the tests that test_docs_deploy.py knows.
     pages = [page for page in PAGES if page != ROOT / "docs/deploy.md"]
-    lines = [line for line in shell_lines(pages) if line.startswith("curl ")]
+    asked = [line for line in shell_lines(pages) if line.startswith("curl ")]
+    # Of a runbook, to Prometheus and Alertmanager; its row asks them.
+    lines = [line for line in asked if not re.search(r" http://127\.0\.0\.1:909[03]/", line)]
     assert any("samples/" in line for line in lines)
     keys = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env").api_keys
     for line in lines:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from drawing import Query
 
 # Of what is chosen above the dashboard; of the primary alone, whose callers they are.
-HERE = 'job=~"$job", instance=~"$instance"'
-PRIMARY = 'job="stt-primary", instance=~"$instance"'
+# Without namespaces all that is chosen is everything, which matches what has no such label.
+WITHIN = 'namespace=~"$namespace"'
+HERE = f'{WITHIN}, job=~"$job", instance=~"$instance"'
+PRIMARY = f'{WITHIN}, job="stt-primary", instance=~"$instance"'
+# Of all instances together, as the rules record it.
+PRIMARIES = f'{WITHIN}, job="stt-primary"'
+# What Envoy answers the primary's callers.
+INGRESS = f'{WITHIN}, app="stt-primary"'
 RATE = "[$__rate_interval]"
-PAGES = 'ALERTS{alertname=~"Stt.+", severity="page", alertstate="firing"}'
+OURS = f'{WITHIN}, alertname=~"Stt.+"'
+PAGES = f'ALERTS{{{OURS}, severity="page", alertstate="firing"}}'
 
 
 def rate(metric: str, labels: str = PRIMARY) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asking import HERE, PAGES, RATE, decided, quantile, quantiles, rate
+from asking import HERE, INGRESS, OURS, PAGES, PRIMARIES, WITHIN, decided, quantile, quantiles, rate
 from drawing import Panel, Query, figure, graph, listing
 
 
@@ -18,14 +18,14 @@ def now() -> list[Panel]:
         figure(
             "Tiers that answer",
             "percentunit",
-            Query('avg(up{job=~"stt-primary|stt-fallback|envoy"})'),
+            Query(f'avg(up{{{WITHIN}, job=~"stt-primary|stt-fallback|envoy"}})'),
             text="Of all that Prometheus knows, Envoy included: who could be scraped.",
             colours=[("red", None), ("orange", 0.5), ("green", 1)],
         ),
         figure(
             "Availability, 1 h",
             "percentunit",
-            Query('1 - stt:availability_errors:ratio_rate1h{job="stt-primary"}'),
+            Query(f"1 - stt:availability_errors:ratio_rate1h{{{PRIMARIES}}}"),
             text="Answers with 200 of those with 200 or 5xx. The objective is 99.9 %.",
             colours=[("red", None), ("orange", 0.99), ("green", 0.999)],
             decimals=2,
@@ -33,7 +33,7 @@ def now() -> list[Panel]:
         figure(
             "Short clips within 1 s, 1 h",
             "percentunit",
-            Query('1 - stt:slow_answers:ratio_rate1h{job="stt-primary"}'),
+            Query(f"1 - stt:slow_answers:ratio_rate1h{{{PRIMARIES}}}"),
             text="Clips of up to SLO_CLIP_SECONDS. The objective is 95 %.",
             colours=[("red", None), ("orange", 0.9), ("green", 0.95)],
             decimals=1,
@@ -41,7 +41,7 @@ def now() -> list[Panel]:
         figure(
             "Fallback failures, 1 h",
             "percentunit",
-            Query('stt:fallback_failures:ratio_rate1h{job="stt-primary"}'),
+            Query(f"stt:fallback_failures:ratio_rate1h{{{PRIMARIES}}}"),
             text="Requests that needed the fallback and got no text of it. The objective: < 0.5 %.",
             colours=[("green", None), ("orange", 0.0025), ("red", 0.005)],
             decimals=2,
@@ -56,7 +56,7 @@ def now() -> list[Panel]:
         ),
         listing(
             "Alerts",
-            Query('ALERTS{alertname=~"Stt.+"}'),
+            Query(f"ALERTS{{{OURS}}}"),
             text="Pending ones come into force if they last. docs/runbooks has a page for each.",
         ),
         graph(
@@ -69,10 +69,10 @@ def now() -> list[Panel]:
             "Budgets: how fast",
             "short",
             [
-                Query('stt:availability_errors:ratio_rate1h{job="stt-primary"} / 0.001', "5xx"),
-                Query('stt:slow_answers:ratio_rate1h{job="stt-primary"} / 0.05', "slow"),
+                Query(f"stt:availability_errors:ratio_rate1h{{{PRIMARIES}}} / 0.001", "5xx"),
+                Query(f"stt:slow_answers:ratio_rate1h{{{PRIMARIES}}} / 0.05", "slow"),
                 Query(
-                    'stt:fallback_failures:ratio_rate1h{job="stt-primary"} / 0.005',
+                    f"stt:fallback_failures:ratio_rate1h{{{PRIMARIES}}} / 0.005",
                     "fallback failures",
                 ),
             ],
@@ -84,7 +84,7 @@ def now() -> list[Panel]:
             "reqps",
             [
                 Query(
-                    f'sum by (status) (rate(http_requests_total{{app="stt-primary"}}{RATE}))',
+                    f"sum by (status) ({rate('http_requests_total', INGRESS)})",
                     "{{status}}",
                 )
             ],
@@ -113,7 +113,7 @@ def speed() -> list[Panel]:
                     "stt_fallback_infer_seconds",
                     0.95,
                     "fallback's inference",
-                    'job="stt-fallback"',
+                    f'{WITHIN}, job="stt-fallback"',
                 ),
             ],
             text="Long queues want slots or machines; a slow inference fewer threads or another "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 
-from asking import PAGES
+from asking import PAGES, WITHIN
 from callers import failures, now, speed
 from drawing import SOURCE
 from grafana_foundation_sdk.builders import dashboard
@@ -73,17 +73,22 @@ def build() -> dashboard.Dashboard:
         .with_variable(
             dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
         )
-        .with_variable(choices("job", "Tier", "label_values(stt_build_info, job)"))
+        .with_variable(choices("namespace", "Namespace", "label_values(stt_build_info, namespace)"))
+        .with_variable(choices("job", "Tier", f"label_values(stt_build_info{{{WITHIN}}}, job)"))
         .with_variable(
-            choices("instance", "Instance", 'label_values(stt_build_info{job=~"$job"}, instance)')
+            choices(
+                "instance",
+                "Instance",
+                f'label_values(stt_build_info{{{WITHIN}, job=~"$job"}}, instance)',
+            )
         )
         .annotation(mark("Pages", "red", PAGES))
         .annotation(
             mark(
                 "New versions",
                 "blue",
-                "count by (job, version, commit) (stt_build_info) "
-                "unless count by (job, version, commit) (stt_build_info offset 5m)",
+                f"count by (job, version, commit) (stt_build_info{{{WITHIN}}}) "
+                f"unless count by (job, version, commit) (stt_build_info{{{WITHIN}}} offset 5m)",
             )
         )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asking import HERE, PRIMARY, RATE, decided, rate
+from asking import HERE, PRIMARIES, PRIMARY, RATE, decided, rate
 from drawing import Panel, Query, graph, heat, listing
 
 
@@ -66,7 +66,7 @@ def routing() -> list[Panel]:
                 Query(
                     f"sum({decided('used')}) / sum({rate('stt_requests_total')})", "answered by it"
                 ),
-                Query('stt:escalations:ratio_rate15m{job="stt-primary"}', "needed it, 15 min"),
+                Query(f"stt:escalations:ratio_rate15m{{{PRIMARIES}}}", "needed it, 15 min"),
             ],
             text="Of all requests, those that the fallback answered; of the decided ones, those "
             "that needed it.",
@@ -87,7 +87,7 @@ def routing() -> list[Panel]:
         graph(
             "Cost saved against the fallback alone",
             "percentunit",
-            [Query('stt:inference_saved:ratio_rate1h{job="stt-primary"}', "saved")],
+            [Query(f"stt:inference_saved:ratio_rate1h{{{PRIMARIES}}}", "saved")],
             text="Inference seconds not spent: both tiers' own, against what the fallback would "
             "take for all audio at the pace at which it works. Seconds in a slot: where a slot of "
             "the fallback has more of a processor, more is saved.",
@@ -97,9 +97,9 @@ def routing() -> list[Panel]:
             "Inference",
             "s",
             [
-                Query('stt:inference_seconds:rate1h{job="stt-primary"}', "both tiers"),
+                Query(f"stt:inference_seconds:rate1h{{{PRIMARIES}}}", "both tiers"),
                 Query(
-                    'stt:inference_seconds_fallback_alone:rate1h{job="stt-primary"}',
+                    f"stt:inference_seconds_fallback_alone:rate1h{{{PRIMARIES}}}",
                     "the fallback alone",
                 ),
             ],
@@ -141,7 +141,7 @@ def texts() -> list[Panel]:
                     f" / sum({rate(f'{compared}_count')})",
                     "texts that differ",
                 ),
-                Query('stt:shadow_disagreement:mean6h{job="stt-primary"}', "words, mean of 6 h"),
+                Query(f"stt:shadow_disagreement:mean6h{{{PRIMARIES}}}", "words, mean of 6 h"),
             ],
             text="With the fallback's, where SHADOW_RATE has them compared. Look for a change, not "
             "for zero.",

@@ -19,7 +19,7 @@ FOLDER = Path("deploy/grafana")
 JSON = FOLDER / "dashboards" / "stt-cascade.json"
 RULES = Path("deploy/prometheus/rules")
 # What a target, and not the service, is the source of.
-OF_TARGETS = {"job", "instance", "role"}
+OF_TARGETS = {"namespace", "job", "instance", "role"}
 # What is neither the service's nor recorded: Prometheus's own, and Envoy 1.40's.
 OF_OTHERS = {"up", "ALERTS", "envoy_http_downstream_rq_xx"}
 SIMPLE = re.compile(r"[\w./ -]+")
@@ -56,9 +56,10 @@ def queries(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def filled(query: str, window: str = "5m") -> str:
-    """With values in the place of Grafana's variables: all tiers, all instances."""
-    for name, value in (("$__rate_interval", window), ("$job", ".*"), ("$instance", ".*")):
-        query = query.replace(name, value)
+    """With values in the place of Grafana's variables: all that there is."""
+    query = query.replace("$__rate_interval", window)
+    for name in ("$namespace", "$job", "$instance"):
+        query = query.replace(name, ".*")
     return query
 
 

@@ -6,6 +6,7 @@ manifests, from the chart; the settings in the chart's schema, from the settings
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -37,6 +38,9 @@ GUARDED = (
     *("--set", "primary.keys.guardMetrics=true,fallback.keys.guardMetrics=true"),
     *("--set", "primary.keys.metrics={four},fallback.keys.metrics={four}"),
 )
+# An alert that others bring, too, so the chart only if told.
+WATCHDOG = "monitors.watchdog=true"
+RUNBOOKS = "https://git.example.com/stt/docs/runbooks/"
 VOLUME = "registry.example.com/models@sha256:" + 64 * "0"
 
 # What of the chart's is rendered into deploy/kubernetes/.
@@ -52,6 +56,7 @@ CASES: dict[str, Options] = {
         *(*KEYS, *GUARDED, "--set", "monitors.enabled=true"),
         *("--set", "monitors.credentials.name=stt-scrape,monitors.credentials.key=key"),
     ),
+    "watchdog": ("--set", f"monitors.enabled=true,{WATCHDOG},monitors.runbooks={RUNBOOKS}"),
     "one pod": ("--set", "primary.replicas=1,fallback.replicas=1"),
     "claim": ("--set", "primary.model.source=claim,primary.model.claim=models"),
     "pull into a claim": ("--set", "primary.model.claim=models"),
@@ -105,6 +110,7 @@ REFUSED: dict[str, str] = {
     "fallback.settings.OTLP_ENDPOINT=http://otel-collector:4318": "networkPolicy.egress",
     "monitors.enabled=true,primary.keys.guardMetrics=true": "monitors.credentials",
     "primary.settings.MAX_CONCURRENCY=64": "RATE_LIMIT_BURST",
+    "monitors.runbooks=docs/runbooks/": "runbooks",
     "keda.enabled=true,keda.primary.max=100": "RATE_LIMIT_BURST",
     "keda.primary.min=7": "max is less than min",
     "keda.primary.replicasWithoutMetrics=7": "not between min and max",
@@ -166,7 +172,7 @@ def check(
     for name, found in rendered.items():
         for line in promises(found):
             yield f"{CHART}: {name}: {line}"
-        yield from _rules(root, name, found)
+        yield from _rules(root, name, found, watchdog=WATCHDOG in ",".join(cases[name]))
     yield from _schemas(rendered)
     asked = {query: name for found in rendered.values() for name, query in queries(found).items()}
     for line in kubernetes_queries.check(asked, root / RULES):
@@ -189,14 +195,17 @@ def _lint(root: Path) -> Iterator[str]:
 
 
 # Not asked where the fallback belongs to another release.
-NO_FALLBACK = '\n          or absent(up{job="stt-fallback"})'
+NO_FALLBACK = '\n          or absent_over_time(up{job="stt-fallback"}[1d])'
 
 
-def _rules(root: Path, name: str, found: list[Object]) -> Iterator[str]:
-    """Whoever monitors has all of Prometheus' own rules, and no others."""
-    groups = [
-        g for each in found if each["kind"] == "PrometheusRule" for g in each["spec"]["groups"]
-    ]
+def _rules(root: Path, name: str, found: list[Object], *, watchdog: bool) -> Iterator[str]:
+    """Whoever monitors has all of Prometheus' own rules, the watchdog if wanted, and no others."""
+    groups = copy.deepcopy(
+        [g for each in found if each["kind"] == "PrometheusRule" for g in each["spec"]["groups"]]
+    )
+    for group in groups:
+        for rule in group["rules"]:
+            rule.get("annotations", {}).pop("runbook_url", None)
     scraped = [
         each["metadata"]["labels"][each["spec"]["jobLabel"]]
         for each in found
@@ -204,7 +213,8 @@ def _rules(root: Path, name: str, found: list[Object]) -> Iterator[str]:
     ]
     if not scraped:
         return
-    rules = [file.read_text() for file in sorted((root / RULES).glob("*.yml"))]
+    files = sorted((root / RULES).glob("*.yml"))
+    rules = [file.read_text() for file in files if watchdog or file.stem != "watchdog"]
     if "stt-fallback" not in scraped:
         rules = [text.replace(NO_FALLBACK, "") for text in rules]
     if groups != [g for text in rules for g in yaml.safe_load(text)["groups"]]:

@@ -57,13 +57,8 @@ class Server:
         async with AsyncExitStack() as started:
             client = httpx2.AsyncClient(base_url=self.url, trust_env=False, timeout=10.0)
             self._http = await started.enter_async_context(client)
-            leash = [sys.executable, "-m", "stt_cascade.cli.leash", str(os.getpid())]
-            with self.log.open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *leash, *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
-                )
-            started.push_async_callback(self._end)
-            await self.until(f"{self._name} is ready", self.ready)
+            started.push_async_callback(self.kill)
+            await self.start()
             await self.prepare()
             self._exit = started.pop_all()
         return self
@@ -75,6 +70,24 @@ class Server:
         traceback: TracebackType | None,
     ) -> None:
         await self._exit.aclose()
+
+    async def start(self) -> None:
+        """Start it, once more after `kill`, and return when it is ready.
+
+        Raises:
+            RuntimeError: it ended instead, or took too long; with its last lines.
+        """
+        leash = [sys.executable, "-m", "stt_cascade.cli.leash", str(os.getpid())]
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *leash, *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        await self.until(f"{self._name} is ready", self.ready)
+
+    async def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
 
     async def get(self, path: str, **parameters: str) -> Any:
         """What it answers, as JSON.
@@ -128,11 +141,6 @@ class Server:
         answer = await self._http.get(path)
         return answer.text if answer.status_code == 200 else None
 
-    async def _end(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
 
 class Prometheus(Server):
     """One that scrapes every second. An async context manager.
@@ -175,6 +183,8 @@ class Prometheus(Server):
             engines.path("prometheus"),
             f"--config.file={config}",
             "--web.enable-lifecycle",
+            # An Alertmanager forgets an alert that it is not told of for four of these.
+            "--rules.alert.resend-delay=2s",
         ]
         command += [
             f"--storage.tsdb.path={folder / 'data'}",

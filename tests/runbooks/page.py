@@ -44,7 +44,7 @@ class Page:
     @property
     def alerts(self) -> set[str]:
         """The alerts that its title names."""
-        return set(re.findall(r"`(Stt\w+)`", self.text.splitlines()[0]))
+        return set(re.findall(r"`(Stt\w+|Watchdog)`", self.text.splitlines()[0]))
 
     @property
     def headings(self) -> list[str]:

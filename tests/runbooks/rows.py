@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from runbooks import crowds, escalation, machines, tasks
+from runbooks import crowds, escalation, machines, tasks, watching
 from runbooks.shift import Row
 
-ROWS: tuple[Row, ...] = (*machines.ROWS, *escalation.ROWS, *crowds.ROWS, *tasks.ROWS)
+ROWS: tuple[Row, ...] = (
+    *machines.ROWS,
+    *watching.ROWS,
+    *escalation.ROWS,
+    *crowds.ROWS,
+    *tasks.ROWS,
+)

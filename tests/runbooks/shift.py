@@ -12,18 +12,20 @@ from typing import Any
 
 import httpx2
 
-from deploy.prometheus import Prometheus
+from deploy.prometheus import Prometheus, Server
 from deploy.shorten import Scale
 from faults.lab import Lab
 from faults.report import Report
 from faults.stub import Stub
 from runbooks.box import Box
 from runbooks.page import ALERT, Page, commands, matches, settings
-from runbooks.traffic import Traffic, clip
+from runbooks.traffic import Traffic, audio_of, clip
 from stt_sdk._within import within
 
 # What is not on the machine that tries: said, and not run.
 ELSEWHERE = ("docker ", "kubectl ", "helm ", "nvidia-smi", "stt calibrate ", "journalctl -k")
+# Where the pages have the servers that tell of the tiers, by their units.
+SERVERS = {"prometheus": 9090, "prometheus-alertmanager": 9093}
 COMMAND_S = 30.0
 # Evaluations of a rule before its alerts are recorded.
 SETTLING = 4
@@ -38,7 +40,8 @@ class Row:
         page: its name, without `.md`.
         fault: what is made, for people.
         run: makes it, and follows the page.
-        alerts: those of the page that are seen pending, firing and resolved.
+        alerts: those of the page.
+        states: what is seen of each of these.
         short: part of `make test`.
         scale: how much shorter the rules' times are.
         needs: programs that must be installed.
@@ -48,6 +51,7 @@ class Row:
     fault: str
     run: Callable[[Shift], Awaitable[None]]
     alerts: tuple[str, ...] = ()
+    states: frozenset[str] = frozenset({"pending", "firing", "resolved"})
     short: bool = False
     scale: Scale = Scale()  # noqa: RUF009  # frozen
     needs: tuple[str, ...] = ("prometheus",)
@@ -61,6 +65,7 @@ class Shift:
         self.page = Page.read(row.page)
         self.report = Report()
         self.seen: dict[str, set[str]] = {}
+        self.servers: dict[str, Server] = {}
         self._boxes: dict[str, list[Box]] = {"primary": [], "fallback": []}
         self._exit = AsyncExitStack()
         self._prometheus: Prometheus | None = None
@@ -71,7 +76,7 @@ class Shift:
         self.folder = self.lab.folder / "opt-stt"
         self.folder.mkdir()
         # What the pages call `clip.wav`.
-        (self.folder / "clip.wav").write_bytes(_audio_of(clip()))
+        (self.folder / "clip.wav").write_bytes(audio_of(clip()))
         return self
 
     async def __aexit__(
@@ -137,7 +142,9 @@ class Shift:
         self._others = others
         prometheus = Prometheus(folder, self._targets(), scale=self.row.scale, key=key)
         self._prometheus = await self._exit.enter_async_context(prometheus)
-        await self.sees(f"count(up == 1) == {sum(map(len, self._targets().values()))}")
+        self.servers["prometheus"] = prometheus
+        scraped = [job for job in self._targets() if job != "alertmanager"]
+        await self.sees(f"count(up == 1) == {sum(len(self._targets()[job]) for job in scraped)}")
         # Alerts of its first evaluations leave no trace: it asks itself first what was before.
         evaluated: dict[str, set[str]] = {}
 
@@ -220,6 +227,10 @@ class Shift:
                 await {"start": box.start, "stop": box.stop, "restart": box.restart}[unit[1]]()
             self.report.note(line)
             return
+        if server := self.servers.get(line.removeprefix("systemctl start ")):
+            await server.start()
+            self.report.note(line)
+            return
         if line.startswith(ELSEWHERE):
             self.report.note(f"not here: {line}")
             return
@@ -255,8 +266,8 @@ class Shift:
             for number, box in enumerate(boxes):
                 host = "127.0.0.1" if number == 0 else f"stt-{number + 1}"
                 names[f"{host}:{port}"] = box.address
-        if self._prometheus is not None:
-            names["127.0.0.1:9090"] = f"127.0.0.1:{self._prometheus.port}"
+        for unit_name, server in self.servers.items():
+            names[f"127.0.0.1:{SERVERS[unit_name]}"] = f"127.0.0.1:{server.port}"
         for name, here in names.items():
             text = text.replace(name, here)
         return text
@@ -265,12 +276,6 @@ class Shift:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 76 else f"{line[:75]}…"
-
-
-def _audio_of(request: bytes) -> bytes:
-    """The WAV file inside a request."""
-    start = request.index(b"RIFF")
-    return request[start : start + 8 + int.from_bytes(request[start + 4 : start + 8], "little")]
 
 
 async def run(row: Row) -> Report:
@@ -286,6 +291,6 @@ async def run(row: Row) -> Report:
         shift.report.check("can be followed", error, False)
     for name in row.alerts:
         states = shift.seen.get(name, set())
-        if states != {"pending", "firing", "resolved"}:
+        if states != row.states:
             shift.report.check(name, f"seen {sorted(states)} only", False)
     return shift.report

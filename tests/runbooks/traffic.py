@@ -40,6 +40,12 @@ def clip(
     return load.request(body + load.END, load.FORM, *key_header)
 
 
+def audio_of(request: bytes) -> bytes:
+    """The WAV file inside a request."""
+    start = request.index(b"RIFF")
+    return request[start : start + 8 + int.from_bytes(request[start + 4 : start + 8], "little")]
+
+
 class Traffic:
     """So many callers. An async context manager.
 
