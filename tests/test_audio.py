@@ -104,6 +104,23 @@ def test_a_cut_file_is_heard_as_far_as_it_goes(name: str) -> None:
     assert pitch(heard) == pytest.approx(600, abs=3)
 
 
+@pytest.mark.parametrize("name", ["mp3", "m4a-aac", "ogg-opus", "webm-opus", "flac"])
+def test_a_damaged_place_costs_what_lies_there_and_nothing_after_it(name: str) -> None:
+    file = bytearray(encoded(name, 12.0, 600))
+    quarter = len(file) // 4
+    file[quarter : quarter + 200] = bytes(200)
+    heard = decoded(bytes(file))
+    # Ogg loses a page, of up to a second, and Matroska a cluster, of up to five.
+    assert (6.5 if name == "webm-opus" else 10.5) < seconds(heard) < 12.2
+    assert pitch(heard[-SAMPLE_RATE:]) == pytest.approx(600, abs=3)
+
+
+def test_recordings_that_were_joined_are_heard_one_after_the_other() -> None:
+    heard = decoded(b"".join(encoded("mp3", 2.0, hertz) for hertz in (300, 500, 700)))
+    assert seconds(heard) == pytest.approx(6.0, abs=0.3)
+    assert pitch(heard[-SAMPLE_RATE:]) == pytest.approx(700, abs=3)
+
+
 @pytest.mark.parametrize("name", ["m4a-aac", "mp4-aac", "mov-pcm"])
 def test_an_mp4_without_its_index_says_that_it_cannot_be_decoded(name: str) -> None:
     whole = encoded(name, 4)

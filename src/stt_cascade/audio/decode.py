@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
@@ -43,7 +45,7 @@ _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
     """Decode an audio file; several channels become their mean.
 
-    A file that breaks off is decoded as far as it goes.
+    A file that breaks off is decoded as far as it goes; of one that is damaged, all but that.
 
     Args:
         raw_g722: the caller said that these are raw G.722 bytes, which nothing in them shows.
@@ -142,7 +144,7 @@ def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
         resampler: av.AudioResampler | None = None
         shape: tuple[int, str, str] | None = None
         taken = 0
-        for frame in container.decode(stream):
+        for frame in _frames(container, stream):
             _check(frame)
             taken += frame.samples * frame.layout.nb_channels
             if taken > most:
@@ -160,6 +162,25 @@ def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
                 for out in resampler.resample(frame):
                     yield _mono(out)
         yield from _flush(resampler)
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """What can be decoded of a stream.
+
+    A packet that cannot, as one is where the network lost a piece or two recordings were joined,
+    costs its own few milliseconds, not all that comes after it.
+    """
+    broken: av.FFmpegError | None = None
+    heard = False
+    for packet in container.demux(stream):
+        try:
+            for frame in packet.decode():
+                heard = True
+                yield frame
+        except av.FFmpegError as error:
+            broken = error
+    if broken is not None and not heard:
+        raise broken
 
 
 def _check(frame: AudioFrame) -> None:
