@@ -32,17 +32,20 @@ MAX_HEADER_BYTES = 32 * 1024
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    _due: asyncio.TimerHandle | None = None
-    _look: asyncio.TimerHandle | None = None
+    _patience_timer: asyncio.TimerHandle | None = None
+    _look_timer: asyncio.TimerHandle | None = None
     # uvicorn's own `cycle` is the last request that came, which may have to wait for this one.
     _working: RequestResponseCycle | None = None
     _broken = False
-    _why: Refusal | None = None
+    _parse_refusal: Refusal | None = None
     _unsent = -1
-    # Bytes of the request that is coming, but for its body; and those of its body.
+    # A request has begun to come. Of it, the bytes of the URL and the headers that are parsed; all
+    # bytes but the body's, among them what the parser keeps to itself, such as chunk extensions;
+    # and those of the body.
+    _coming = False
+    _header_bytes = 0
     _around = 0
     _body = 0
-    _coming = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -57,8 +60,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        if self._look is not None:
-            self._look.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self._working is not None and not self._working.response_complete:
             self._working.disconnected = True
             self._working.message_event.set()
@@ -126,7 +129,7 @@ class Protocol(HttpToolsProtocol):
         self._unsent = -1
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(self._why or InvalidRequest("this is not an HTTP/1.1 request"))
+        self._refuse(self._parse_refusal or InvalidRequest("this is not an HTTP/1.1 request"))
 
     def _should_upgrade(self) -> bool:
         return False  # nothing here speaks WebSocket: the request is answered like any other
@@ -142,8 +145,8 @@ class Protocol(HttpToolsProtocol):
 
     def _look_for_its_end(self) -> None:
         """While more than one request waits nothing is read, so the end would go unnoticed."""
-        if self._look is not None:
-            self._look.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self.transport.is_closing() or not self.flow.read_paused:
             return
         ended = select.poll()
@@ -151,7 +154,7 @@ class Protocol(HttpToolsProtocol):
         if ended.poll(0):
             self.transport.abort()
         else:
-            self._look = self.loop.call_later(LOOK_S, self._look_for_its_end)
+            self._look_timer = self.loop.call_later(LOOK_S, self._look_for_its_end)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -159,17 +162,17 @@ class Protocol(HttpToolsProtocol):
             self._stop_parsing(_too_long())
 
     def _stop_parsing(self, why: Refusal) -> None:
-        self._why = why
+        self._parse_refusal = why
         raise why  # the parser wraps it in an error of its own
 
     def _arm(self) -> None:
         self._disarm()
-        self._due = self.loop.call_later(PATIENCE_S, self._overdue)
+        self._patience_timer = self.loop.call_later(PATIENCE_S, self._overdue)
 
     def _disarm(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
+            self._patience_timer = None
 
     def _overdue(self) -> None:
         if self.transport.is_closing() or self.flow.write_paused:
