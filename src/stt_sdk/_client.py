@@ -140,6 +140,7 @@ class Transcriber:
         Args:
             sources: each as for `transcribe`, or a `Clip` with a language or prompt of its own;
                 they are taken one by one as there is room, so there may be any number of them.
+                A plain iterable is iterated in the event loop; what waits is an asynchronous one.
             concurrency: calls at once, at least 1.
             language, prompt, task, timestamps, deadline: as for `transcribe`, of every clip.
 
