@@ -57,7 +57,7 @@ class SyncSTTClient:
             called in that thread.
 
     Raises:
-        ValueError: an argument makes no sense.
+        TypeError, ValueError: an argument makes no sense.
     """
 
     def __init__(
