@@ -44,6 +44,20 @@ def test_a_deadline_that_has_passed_is_a_call_too_late_and_nothing_is_sent(
     assert service.connections == 0
 
 
+@pytest.mark.parametrize("seconds", [90_000, 1.1e9, 1e18, 1.7e308])
+def test_a_service_is_told_of_a_day_at_most(
+    scripted: Callable[..., ScriptedFallback], seconds: float
+) -> None:
+    service = scripted()
+    with SyncSTTClient(service.url, timeout=seconds) as stt:
+        stt.transcribe(b"RIFF")
+        stt.transcribe(b"RIFF", deadline=seconds)
+        stt.transcribe(b"RIFF", deadline=3600)
+    told = [int(asked.headers["x-deadline-ms"]) for asked in service.asked]
+    assert told[:2] == [86_400_000] * 2
+    assert 3_500_000 < told[2] < 3_600_000
+
+
 def test_the_synchronous_client_takes_another_way_to_the_wire() -> None:
     answers = httpx2.MockTransport(lambda _: httpx2.Response(200, json=answer_of_fallback("hello")))
     with SyncSTTClient("http://nowhere.invalid", transport=answers) as stt:
