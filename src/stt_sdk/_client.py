@@ -271,8 +271,8 @@ def checked(base_url: str) -> str:
     if parsed.userinfo or parsed.query or parsed.fragment:
         # It is not shown: errors, logs and metrics name the host by its address.
         raise ValueError("an address has no user, query or fragment; a key is given as api_key")
-    scheme, port = parsed.scheme, parsed.port or 0
-    if scheme not in ("http", "https") or not parsed.host or port > 65_535:
+    possible = parsed.port is None or 1 <= parsed.port <= 65_535
+    if parsed.scheme not in ("http", "https") or not parsed.host or not possible:
         raise ValueError(f"{base_url!r} is no address such as http://127.0.0.1:8081")
     return str(base_url).rstrip("/")
 
