@@ -260,6 +260,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
     ):
         assert said in text
     assert (_dispatch.MARGIN_SHARE, _budget.CALLS_PER_RETRY, _budget.RESERVE) == (0.1, 5, 3)
+    assert ("and a day at most" in text, _dispatch.LONGEST_TOLD_S) == (True, 24 * 60 * 60)
     assert "asked once a second" in text
     assert "though it had a second or more" in text
     assert (_pool.PROBE_INTERVAL_S, _dispatch.PATIENT_S) == (1.0, 1.0)

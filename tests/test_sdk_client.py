@@ -552,6 +552,7 @@ def test_those_of_a_fallback_s_client_have_its_inferences(tiers: Tiers) -> None:
     "address",
     [
         *["", "localhost:8081", "ftp://host", "http://", "http://host:99999", "http://[::1"],
+        *["http://host:0", "https://127.0.0.1:0/", "http://[::1]:00"],  # 80 would be asked
         *["http://user:secret@host", "http://host/?key=secret", "http://host/#secret"],
         *[None, 5, b"http://host"],
     ],

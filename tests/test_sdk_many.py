@@ -261,6 +261,26 @@ def test_who_is_cancelled_cancels_what_runs_and_what_is_being_taken() -> None:
     asyncio.run(scenario())
 
 
+def test_a_plain_iterable_is_iterated_where_the_loop_runs() -> None:
+    """It may use the loop, and so it must not wait for long."""
+
+    async def scenario() -> None:
+        here = asyncio.get_running_loop()
+
+        def plain() -> Iterator[bytes]:
+            assert asyncio.get_running_loop() is here
+            yield b"a"
+
+        work = Work()
+        async with aclosing(outcomes(plain(), work, 1)) as found:
+            first = asyncio.ensure_future(anext(found))
+            await settle()
+            work.end(b"a")
+            assert (await first).source == b"a"
+
+    asyncio.run(scenario())
+
+
 # Through the client
 
 

@@ -240,7 +240,7 @@ import os, signal, sys, threading
 import stt_sdk
 from stt_sdk import SyncSTTClient
 
-url, clip = sys.argv[1], sys.argv[2]
+url, clip = sys.argv[1], sys.argv[-1]
 
 def hook(event):
     if isinstance(event, stt_sdk.RequestFinished):
@@ -326,6 +326,27 @@ def test_ctrl_c_ends_a_call_whose_pipe_gives_nothing(
     assert printed == "RequestFinished CancelledError\n"
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "Fatal" not in errors
+
+
+@pytest.mark.parametrize("source", ["threading.Event().wait()", "sys.stdin.readline()"])
+def test_ctrl_c_ends_an_iteration_whose_source_gives_nothing(
+    scripted: Scripted, source: str
+) -> None:
+    code = (
+        "def sources():\n"
+        "    print('waiting', flush=True)\n"
+        f"    yield {source}\n"
+        "with SyncSTTClient(url) as stt:\n"
+        "    for done in stt.transcribe_many(sources()): pass"
+    )
+    with program(code, scripted().url) as process:
+        assert process.stdout and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        status, _, errors = end_of(process)
+    assert status == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    for noise in ("RuntimeError", "Warning", "never", "destroyed", "Fatal"):
+        assert noise not in errors
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -17,7 +16,7 @@ from stt_sdk._dispatch import Answer, Dispatcher
 from stt_sdk._hosts import Host
 from stt_sdk._many import Clip, Outcome, Sources, outcomes
 from stt_sdk._request import TranscribeRequest
-from stt_sdk._retry import RetryPolicy
+from stt_sdk._retry import RetryPolicy, finite, shown
 from stt_sdk._source import Source, prepare
 from stt_sdk._stats import Stats
 from stt_sdk._telemetry import Telemetry, TelemetryHook
@@ -44,6 +43,9 @@ class Transcriber:
         transport: httpx2.AsyncBaseTransport | None,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
+        _of_type("api_key", api_key, str)
+        _of_type("transport", transport, httpx2.AsyncBaseTransport)
+        _of_type("ssl_context", ssl_context, ssl.SSLContext)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ValueError("api_key may hold printable ASCII only")  # which is not shown
         self._headers = {"Accept-Encoding": "identity"}
@@ -140,6 +142,7 @@ class Transcriber:
         Args:
             sources: each as for `transcribe`, or a `Clip` with a language or prompt of its own;
                 they are taken one by one as there is room, so there may be any number of them.
+                A plain iterable is iterated in the event loop; what waits is an asynchronous one.
             concurrency: calls at once, at least 1.
             language, prompt, task, timestamps, deadline: as for `transcribe`, of every clip.
 
@@ -228,7 +231,7 @@ class STTClient(Transcriber):
         transport: another way to the wire, such as `httpx2.AsyncHTTPTransport(proxy=…)`.
 
     Raises:
-        ValueError: an argument makes no sense, or the key cannot be sent in a header.
+        TypeError, ValueError: an argument makes no sense, or the key cannot be sent in a header.
     """
 
     def __init__(
@@ -268,20 +271,26 @@ def checked(base_url: str) -> str:
     if parsed.userinfo or parsed.query or parsed.fragment:
         # It is not shown: errors, logs and metrics name the host by its address.
         raise ValueError("an address has no user, query or fragment; a key is given as api_key")
-    scheme, port = parsed.scheme, parsed.port or 0
-    if scheme not in ("http", "https") or not parsed.host or port > 65_535:
+    possible = parsed.port is None or 1 <= parsed.port <= 65_535
+    if parsed.scheme not in ("http", "https") or not parsed.host or not possible:
         raise ValueError(f"{base_url!r} is no address such as http://127.0.0.1:8081")
     return str(base_url).rstrip("/")
 
 
+def _of_type(name: str, value: object, wanted: type) -> None:
+    """Neither the value nor its repr is shown: it may be a key."""
+    if value is not None and not isinstance(value, wanted):
+        kind = f"{wanted.__module__}.{wanted.__name__}".removeprefix("builtins.")
+        raise TypeError(f"{name} must be {kind} or None, not {type(value).__name__}")
+
+
 def _seconds(name: str, value: float) -> float:
     if not _number_of_seconds(name, value) > 0:
-        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+        raise ValueError(f"{name} must be a positive number of seconds, not {shown(value)}")
     return float(value)
 
 
 def _number_of_seconds(name: str, value: float) -> float:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (known and math.isfinite(value)):
-        raise ValueError(f"{name} must be a number of seconds, not {value!r}")
+    if isinstance(value, bool) or not finite(value):
+        raise ValueError(f"{name} must be a number of seconds, not {shown(value)}")
     return float(value)

@@ -44,6 +44,8 @@ from stt_sdk._types import Transcription
 # What the service is told is a little less than what the caller waits: its own error says more.
 MARGIN_S = 0.25
 MARGIN_SHARE = 0.1
+# Nobody waits longer for one clip, and not every service takes a number of any size.
+LONGEST_TOLD_S = 24 * 3600.0
 # A host that gets less time than this may be slow without being broken.
 PATIENT_S = 1.0
 # For so long a host is left alone that is busy and does not say how long.
@@ -211,7 +213,7 @@ class Dispatcher:
         began = time.monotonic()
         number = len(call.asked)
         remaining = max(0.0, call.remaining)
-        told = remaining - min(MARGIN_S, MARGIN_SHARE * remaining)
+        told = min(LONGEST_TOLD_S, remaining - min(MARGIN_S, MARGIN_SHARE * remaining))
         headers = {**request.headers, "X-Deadline-Ms": str(max(1, int(told * 1000)))}
         try:
             with host.working(request.audio.work):

@@ -15,6 +15,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from typing import Any
 
+from stt_sdk._apart import Apart
 from stt_sdk._source import Source
 from stt_sdk._types import Transcription
 
@@ -29,6 +30,9 @@ class Clip:
 
 
 Sources = Iterable[Source | Clip] | AsyncIterable[Source | Clip]
+
+# What has all of its items already needs no thread to give them.
+_AT_HAND = (list, tuple, dict, set, frozenset, range, *map(type, ({}.keys(), {}.values())))
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,11 @@ async def outcomes(
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
-    single = (str, os.PathLike, bytes, bytearray, memoryview)
-    if isinstance(sources, single) or hasattr(sources, "read"):
+    if _is_one(sources):
         raise TypeError("this is one clip; transcribe_many takes several, such as a list")
     numbered = _numbered(sources)
     working: dict[asyncio.Task[Transcription], _Numbered] = {}
-    coming: asyncio.Task[_Numbered | None] | None = None
+    coming: asyncio.Task[_Numbered | _Broken | None] | None = None
     more, failure = True, None
     try:
         while True:
@@ -90,12 +93,10 @@ async def outcomes(
             waited_for: set[asyncio.Task[Any]] = {*working, coming} if coming else {*working}
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
             if coming and coming.done():
-                try:
-                    found = coming.result()
-                except Exception as error:  # noqa: BLE001  # raised below, where nothing is lost
-                    found, failure = None, error
-                coming = None
-                if found is None:
+                found, coming = coming.result(), None
+                if isinstance(found, _Broken):
+                    more, failure = False, found.error
+                elif found is None:
                     more = False
                 else:
                     call = asyncio.ensure_future(_call(found[1], transcribe))
@@ -112,7 +113,26 @@ async def outcomes(
         await numbered.aclose()
 
 
+def apart(sources: Sources) -> Sources:
+    """The same sources; if the next one might have to be waited for, a thread does it."""
+    if isinstance(sources, AsyncIterable) or type(sources) in _AT_HAND or _is_one(sources):
+        return sources
+    return Apart(sources)
+
+
+def _is_one(sources: Sources) -> bool:
+    one = (str, os.PathLike, bytes, bytearray, memoryview)
+    return isinstance(sources, one) or hasattr(sources, "read")
+
+
 _Numbered = tuple[int, Source | Clip]
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """The iteration over the sources raised this."""
+
+    error: BaseException
 
 
 async def _call(
@@ -133,8 +153,11 @@ def _value(done: asyncio.Task[Transcription]) -> Transcription | Exception:
     raise error
 
 
-async def _next(numbered: AsyncIterator[_Numbered]) -> _Numbered | None:
-    return await anext(numbered, None)
+async def _next(numbered: AsyncIterator[_Numbered]) -> _Numbered | _Broken | None:
+    try:
+        return await anext(numbered, None)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001  # raised where
+        return _Broken(error)  # nothing is lost; the latter two would end the loop from a task
 
 
 async def _numbered(sources: Sources) -> AsyncGenerator[_Numbered, None]:

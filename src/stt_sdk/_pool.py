@@ -54,7 +54,7 @@ class STTPool(Transcriber):
             the system does it.
 
     Raises:
-        ValueError: an argument makes no sense.
+        TypeError, ValueError: an argument makes no sense.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class STTPool(Transcriber):
         transport: httpx2.AsyncBaseTransport | None = None,
         resolve: Resolve | None = None,
     ) -> None:
+        if resolve is not None and not callable(resolve):
+            raise TypeError(f"resolve must be a function or None, not {resolve!r}")
         if isinstance(base_urls, str):
             raise ValueError("base_urls must be several addresses; for one there is STTClient")
         super().__init__(

@@ -36,8 +36,10 @@ class RetryPolicy:
             raise ValueError(f"retries must be a whole number, at least 0, not {self.retries!r}")
         for name in ("backoff", "max_backoff"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a number of seconds, at least 0, not {value!r}")
+            if not (finite(value) and value >= 0):
+                raise ValueError(
+                    f"{name} must be a number of seconds, at least 0, not {shown(value)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -127,3 +129,19 @@ def believed(retry_after: float | None) -> float:
     if retry_after is None or not 0 <= retry_after <= LONGEST_RETRY_AFTER_S:
         return 0.0
     return retry_after
+
+
+def finite(value: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: object) -> str:
+    """For a message: Python refuses to write an int of more digits than 4300."""
+    try:
+        return repr(value)
+    except ValueError:
+        return type(value).__name__

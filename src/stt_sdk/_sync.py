@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import httpx2
 
 from stt_sdk._client import CONCURRENCY, DEFAULT_TIMEOUT, STTClient, Transcriber
-from stt_sdk._many import Outcome, Sources
+from stt_sdk._many import Outcome, Sources, apart
 from stt_sdk._pool import STTPool
 from stt_sdk._retry import RetryPolicy
 from stt_sdk._source import Source
@@ -57,7 +57,7 @@ class SyncSTTClient:
             called in that thread.
 
     Raises:
-        ValueError: an argument makes no sense.
+        TypeError, ValueError: an argument makes no sense.
     """
 
     def __init__(
@@ -149,10 +149,12 @@ class SyncSTTClient:
     ) -> Iterator[Outcome]:
         """Turn many clips into text: what became of each, as they finish.
 
-        Arguments and errors are the asynchronous client's.
+        Arguments and errors are the asynchronous client's. A plain iterable of sources may wait
+        for the next one, and use this client: it has a thread of its own. Of an iteration that
+        ends early, that thread stays until the iterable gives something, and then ends.
         """
         found = self._client.transcribe_many(
-            sources,
+            apart(sources),
             concurrency=concurrency,
             language=language,
             prompt=prompt,
@@ -162,9 +164,12 @@ class SyncSTTClient:
         )
         turn = asyncio.Lock()  # a step that Ctrl-C ends is still ending when the rest is closed
 
-        async def step() -> Outcome | None:
+        async def step() -> Outcome | BaseException | None:
             async with turn:
-                return await anext(found, None)
+                try:
+                    return await anext(found, None)
+                except (SystemExit, KeyboardInterrupt) as error:  # of the sources
+                    return error  # which, raised here, would end the loop
 
         async def close() -> None:
             async with turn:
@@ -174,6 +179,8 @@ class SyncSTTClient:
         self._streams.add(found)
         try:
             while (outcome := self._run(step)) is not None:
+                if isinstance(outcome, BaseException):
+                    raise outcome
                 yield outcome
         finally:
             self._finish(close)

@@ -138,10 +138,16 @@ class Telemetry:
     Attributes:
         listening: there are hooks; without them, an event need not even be made.
         dropped: events that asynchronous hooks did not get, or not in time.
+
+    Raises:
+        TypeError: a hook cannot be called.
     """
 
     def __init__(self, hooks: Iterable[TelemetryHook]) -> None:
         self._hooks = tuple(hooks)
+        for hook in self._hooks:
+            if not callable(hook):
+                raise TypeError(f"a telemetry hook must be callable, not {hook!r}")
         self.listening = bool(self._hooks)
         self.dropped = 0
         self._failing: set[int] = set()
