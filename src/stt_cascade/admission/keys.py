@@ -95,7 +95,10 @@ class Secrets:
         """Poll the files for ever."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:  # whatever it is, keys must go on changing
+                log.exception("the files of keys could not be looked at")
 
     def refresh(self) -> None:
         """Look at the files once."""
