@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fakes import FALLBACK_KEY, PRIMARY_KEY, FakeEngine, ScriptedFallback
-from running import TRANSCRIBE, RunningTier, Tiers, env_file, until
+from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine, ScriptedFallback
+from running import TRANSCRIBE, RunningTier, Tiers, env_file, running_tiers, until
+from stt_cascade.admission import keys as keys_module
 from stt_cascade.config import FallbackConfig, PrimaryConfig
 from stt_cascade.config_file import load
 from tones import wav
@@ -285,6 +286,45 @@ def test_whatever_a_look_at_the_keys_ends_with_another_one_follows(
     file.write_text(OTHER_KEY)
     Misbehaving.unwell.clear()
     until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
+
+
+class Hanging(PosixPath):
+    """A file on a disk that does not answer, until it does."""
+
+    answers = threading.Event()
+    asked = threading.Event()
+
+    def read_bytes(self) -> bytes:
+        self.asked.set()
+        assert self.answers.wait(PATIENCE)
+        return super().read_bytes()
+
+
+def test_a_disk_that_does_not_answer_stops_no_request_and_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "SLOW_S", 0.01)
+    Hanging.answers.set()
+    file = Hanging(tmp_path / "keys")
+    file.write_text(PRIMARY_KEY)
+    with running_tiers() as tiers:
+        tier = tiers.fallback(api_keys_file=file)
+        Hanging.answers.clear()
+        Hanging.asked.clear()
+        with capture_logs() as lines:
+            assert Hanging.asked.wait(PATIENCE)
+            assert lets_in(tier, PRIMARY_KEY)
+            until(lambda: "do not answer" in str(lines), "the log says so")
+
+        file.write_text(OTHER_KEY)
+        Hanging.answers.set()
+        until(lambda: lets_in(tier, OTHER_KEY), "the disk has answered")
+
+        Hanging.answers.clear()
+        Hanging.asked.clear()
+        assert Hanging.asked.wait(PATIENCE)
+    # The tier has stopped while a look was under way.
+    Hanging.answers.set()
 
 
 def test_a_key_file_named_later_is_watched_too(tiers: Tiers, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from stt_sdk._apart import apart
 
 CHUNK = 256 * 1024
 
@@ -43,7 +44,7 @@ async def file(source: Any) -> AsyncGenerator[Any, None]:
                 yield piece
     else:
         # Behind it may be TLS or gzip, which hold back data that no descriptor tells of.
-        while piece := await _apart(lambda: _read_some(source)):
+        while piece := await apart(lambda: _read_some(source), "stt_sdk source"):
             yield piece
 
 
@@ -77,29 +78,3 @@ def _read_some(source: Any) -> Any:
         with suppress(io.UnsupportedOperation):
             return read1(CHUNK)
     return source.read(CHUNK)
-
-
-async def _apart(work: Callable[[], Any]) -> Any:
-    """In a thread that a process which ends does not wait for, nor anything else."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is None:
-            ended.set_result(result)
-        else:
-            ended.set_exception(error)
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:  # noqa: BLE001  # it is raised where the call waits
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, result, error)
-
-    threading.Thread(target=run, name="stt_sdk source", daemon=True).start()
-    return await ended
