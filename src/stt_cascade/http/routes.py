@@ -135,6 +135,7 @@ async def _while_wanted(
             return working.result()
         if ending.done():
             raise Draining("the service had to stop before this was done", retry_after=1)
+        gone.result()  # a server that fails to say whether he is there is not his leaving
         raise Abandoned
     finally:
         for task in tasks:
