@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -157,3 +158,16 @@ def test_a_driver_that_does_not_answer_stops_no_request_and_is_asked_once(
     ]
     nvml.answers.set()
     until(lambda: gauges(tier) == GPU, "the driver has answered")
+
+
+@pytest.mark.parametrize("given", [None, "FASTEST_FIRST"])
+def test_the_gpu_in_use_is_the_one_whose_gauges_are_read(given: str | None) -> None:
+    """NVML counts by slots, and CUDA does so where it is told to; who says otherwise means it."""
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": given or ""}
+    if given is None:
+        del environment["CUDA_DEVICE_ORDER"]
+    code = "import stt_cascade, os; print(os.environ['CUDA_DEVICE_ORDER'])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == (given or "PCI_BUS_ID")
