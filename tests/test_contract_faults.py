@@ -43,6 +43,7 @@ FAULTS: dict[str, tuple[Reply, str, str]] = {
         "invalid",
         "not of the agreed form",
     ),
+    "redirect to nowhere": (Reply(307, b"", {"Location": "//:-1"}), "invalid", "cannot be read"),
     "redirect": (Reply(307, b"", {"Location": "/v1/transcribe"}), "invalid", "answered 307"),
     "no content": (Reply(204, b""), "invalid", "answered 204"),
     "another protocol": (
