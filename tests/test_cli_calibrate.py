@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from typer.testing import CliRunner, Result
 from conftest import SPEECH, model
 from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine
 from running import RunningTier, Tiers, until
+from stt_cascade.cli import asking
 from stt_cascade.cli.app import app
+from stt_cascade.cli.hardware import recipes
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.config_file import load
 from stt_cascade.engine.protocol import Options, Samples, Utterance
@@ -367,6 +370,21 @@ def test_ctrl_c_ends_it_with_a_report_and_the_next_run_asks_for_the_rest(
     mine, theirs = asked(both)
     assert mine <= CLIPS + 2  # those that were under way
     assert theirs == CLIPS
+
+
+@pytest.mark.parametrize("room", ["engine/scores.py", "cascade/confidence.py", "answer.py"])
+def test_what_other_code_said_is_no_answer_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    package = tmp_path / "stt_cascade"
+    shutil.copytree(Path(asking.__file__).parents[1], package)
+    monkeypatch.setattr(asking, "__file__", str(package / "cli/asking.py"))
+    recipe, _ = recipes("base", "base", cores=2, gpu=False)
+    before = asking.started_here(recipe, tmp_path)
+    assert asking.started_here(recipe, tmp_path) == before
+    with (package / room).open("a") as changed:
+        changed.write("# otherwise\n")
+    assert asking.started_here(recipe, tmp_path) != before
 
 
 def test_real_tiers_are_started_for_it_with_the_gates_off(tmp_path: Path) -> None:

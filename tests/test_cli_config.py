@@ -73,6 +73,16 @@ def test_every_mistake_is_a_line_on_stderr(tmp_path: Path) -> None:
     assert third.startswith(f"{path}:5: LANGUAGES=en,xx") and "xx is none of af, am" in third
 
 
+def test_an_address_with_a_typo_in_its_port_is_a_line_and_no_traceback(tmp_path: Path) -> None:
+    path = env(tmp_path, "CT2_SMALL_PATH=/models/small\nFALLBACK_URL=http://stt-fallback:8O82\n")
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"{path}:2: FALLBACK_URL=http://stt-fallback:8O82: "
+        "must be an address such as http://stt-fallback:8082\n"
+    )
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "stt_primary.env"
     result = runner.invoke(app, ["config", "check", str(path)])

@@ -160,6 +160,19 @@ def test_a_language_that_only_some_models_know_is_taken(tmp_path: Path) -> None:
         "http://a b",
         "http://f/v1/transcribe",
         "http://f?x",
+        "http://stt-fallback:8O82",
+        "http://f:0",
+        "http://f:99999",
+        "http://f:+80",
+        "http://f:8_0",
+        "http://f:80:90",
+        "http://f:",
+        "http://:8082",
+        "http://[::1:8082",
+        "http://[f]:8082",
+        "http://1.2.3.999:8082",
+        "http://f..example:8082",
+        f"http://{'f' * 64}:8082",
     ],
 )
 def test_an_address_must_be_one(tmp_path: Path, url: str) -> None:
@@ -167,7 +180,19 @@ def test_an_address_must_be_one(tmp_path: Path, url: str) -> None:
     assert mistake == f"2: FALLBACK_URL={url}: must be an address such as http://stt-fallback:8082"
 
 
-@pytest.mark.parametrize("url", ["http://f", "https://f.example:8443", "http://[::1]:8082/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://f",
+        "https://f.example:8443",
+        "http://f.example.:8082",
+        "http://stt_fallback:65535",
+        "http://192.0.2.20:8082",
+        "http://[::1]:8082/",
+        "http://[fe80::1%eth0]:8082",
+        "http://user:word@f:8082",
+    ],
+)
 def test_an_address_that_is_one_is_taken(tmp_path: Path, url: str) -> None:
     assert loaded(tmp_path, f"CT2_SMALL_PATH=m\nFALLBACK_URL={url}\n").fallback_url == url
 
@@ -206,6 +231,11 @@ def test_a_setting_of_the_other_tier_is_none_of_this_one(tmp_path: Path) -> None
     text = "CT2_MEDIUM_PATH=m\nFALLBACK_URL=http://f\n"
     (mistake,) = mistakes(tmp_path, text, FallbackConfig)
     assert "FALLBACK_URL: no such setting of the fallback" in mistake
+
+
+def test_a_path_that_no_system_could_open_is_a_mistake(tmp_path: Path) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}API_KEYS_FILE=/etc/keys\0\n")
+    assert mistake == "3: not of the form KEY=value"
 
 
 def test_a_double_key_is_named_with_both_lines(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from fakes import FALLBACK_KEY, PRIMARY_KEY, FakeEngine, ScriptedFallback
-from running import TRANSCRIBE, RunningTier, Tiers, env_file, until
+from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine, ScriptedFallback
+from running import TRANSCRIBE, RunningTier, Tiers, env_file, running_tiers, until
+from stt_cascade.admission import keys as keys_module
 from stt_cascade.config import FallbackConfig, PrimaryConfig
 from stt_cascade.config_file import load
 from tones import wav
@@ -248,6 +249,82 @@ def test_a_mistake_in_the_settings_leaves_the_old_keys(tiers: Tiers, tmp_path: P
         tier.service.secrets.refresh()
     assert (lets_in(tier, PRIMARY_KEY), lets_in(tier, OTHER_KEY)) == (True, False)
     assert "did you mean MAX_CONCURRENCY" in str(lines)
+
+
+def test_a_typo_in_an_address_does_not_end_the_watch(tiers: Tiers, tmp_path: Path) -> None:
+    file = tmp_path / "primary.env"
+    common = {"CT2_SMALL_PATH": "models/fake", **FAKE_MODEL}
+    env_file(file, **common, FALLBACK_URL="http://127.0.0.1:9", API_KEYS=PRIMARY_KEY)
+    tier = tiers.run(load(PrimaryConfig, file))
+    with capture_logs() as lines:
+        env_file(file, **common, FALLBACK_URL="http://127.0.0.1:8O82", API_KEYS=OTHER_KEY)
+        until(lambda: "must be an address" in str(lines), "the poll has seen the typo")
+    env_file(file, **common, FALLBACK_URL="http://127.0.0.1:8082", API_KEYS=OTHER_KEY)
+    until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
+
+
+class Misbehaving(PosixPath):
+    """A file on a disk that answers as nobody foresaw, while it is unwell."""
+
+    unwell = threading.Event()
+
+    def read_bytes(self) -> bytes:
+        if self.unwell.is_set():
+            raise RuntimeError("no error of an operating system")
+        return super().read_bytes()
+
+
+def test_whatever_a_look_at_the_keys_ends_with_another_one_follows(
+    tiers: Tiers, tmp_path: Path
+) -> None:
+    file = Misbehaving(tmp_path / "keys")
+    file.write_text(PRIMARY_KEY)
+    tier = tiers.fallback(api_keys_file=file)
+    Misbehaving.unwell.set()
+    with capture_logs() as lines:
+        until(lambda: "could not be looked at" in str(lines), "a look has failed")
+    file.write_text(OTHER_KEY)
+    Misbehaving.unwell.clear()
+    until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
+
+
+class Hanging(PosixPath):
+    """A file on a disk that does not answer, until it does."""
+
+    answers = threading.Event()
+    asked = threading.Event()
+
+    def read_bytes(self) -> bytes:
+        self.asked.set()
+        assert self.answers.wait(PATIENCE)
+        return super().read_bytes()
+
+
+def test_a_disk_that_does_not_answer_stops_no_request_and_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "SLOW_S", 0.01)
+    Hanging.answers.set()
+    file = Hanging(tmp_path / "keys")
+    file.write_text(PRIMARY_KEY)
+    with running_tiers() as tiers:
+        tier = tiers.fallback(api_keys_file=file)
+        Hanging.answers.clear()
+        Hanging.asked.clear()
+        with capture_logs() as lines:
+            assert Hanging.asked.wait(PATIENCE)
+            assert lets_in(tier, PRIMARY_KEY)
+            until(lambda: "do not answer" in str(lines), "the log says so")
+
+        file.write_text(OTHER_KEY)
+        Hanging.answers.set()
+        until(lambda: lets_in(tier, OTHER_KEY), "the disk has answered")
+
+        Hanging.answers.clear()
+        Hanging.asked.clear()
+        assert Hanging.asked.wait(PATIENCE)
+    # The tier has stopped while a look was under way.
+    Hanging.answers.set()
 
 
 def test_a_key_file_named_later_is_watched_too(tiers: Tiers, tmp_path: Path) -> None:

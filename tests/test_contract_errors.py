@@ -16,10 +16,11 @@ from starlette.types import Message, Scope
 from structlog.testing import capture_logs
 
 from fakes import PATIENCE, PRIMARY_KEY, FakeEngine
-from running import TRANSCRIBE, RunningTier, Tiers, fallback_config, read_response, until
+from running import POOLS, TRANSCRIBE, RunningTier, Tiers, fallback_config, read_response, until
 from stt_cascade.admission import uploads
 from stt_cascade.http import envelope
 from stt_cascade.http.app import create_app
+from stt_cascade.http.service import Service
 from tones import silence, tone, wav
 
 MIB = 1024 * 1024
@@ -249,6 +250,45 @@ def test_a_caller_without_a_key_makes_the_service_read_64_kib_at_most(
     assert answered == (200 if path == "/v1/health" else 401)
     assert small or (b"connection", b"close") in sent[0]["headers"]
     assert flood.taken == (64 * 1024 if small and answered == 401 else 0)
+
+
+def test_a_server_that_fails_is_no_caller_who_went_away() -> None:
+    engine = FakeEngine(holds=threading.Event())
+    app = create_app(fallback_config(), engine, POOLS)
+    service: Service = app.state.service
+    body = PART + wav() + b"\r\n--x--\r\n"
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if whole:
+            return whole.pop()
+        raise OSError("a fault of the server")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": TRANSCRIBE,
+        "query_string": b"",
+        "headers": [(b"content-type", FORM.encode())],
+        "client": None,
+    }
+
+    async def ask() -> None:
+        async with service.lifespan():
+            await asyncio.to_thread(until, lambda: service.state == "ready", "it is ready")
+            await app(scope, receive, send)
+            engine.let_go()
+
+    with capture_logs() as lines:
+        asyncio.run(ask())
+    assert sent[0]["status"] == 500
+    (fault,) = (line for line in lines if line["event"] == "unexpected error")
+    assert fault["exc_info"]
+    assert service.metrics.counts()["abandoned"] == 0
 
 
 def test_who_sends_on_has_a_moment_to_look_at_the_answer(tiers: Tiers) -> None:

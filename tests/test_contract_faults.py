@@ -43,6 +43,7 @@ FAULTS: dict[str, tuple[Reply, str, str]] = {
         "invalid",
         "not of the agreed form",
     ),
+    "redirect to nowhere": (Reply(307, b"", {"Location": "//:-1"}), "invalid", "cannot be read"),
     "redirect": (Reply(307, b"", {"Location": "/v1/transcribe"}), "invalid", "answered 307"),
     "no content": (Reply(204, b""), "invalid", "answered 204"),
     "another protocol": (
@@ -227,3 +228,6 @@ def test_a_caller_who_hangs_up_ends_the_call_to_the_fallback(
     until(lambda: fallback.dripping == 0, "the fallback is left alone")
     assert primary.transcribe().status_code == 200
     assert snapshot(primary)["failures"] == 0
+    until(lambda: primary.metric("stt_requests_abandoned_total") == 3, "they are counted")
+    # A caller's patience is no round trip: a slow fallback would look as fast as it is short.
+    assert primary.metric("stt_fallback_infer_seconds_count") == 1

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from fakes import FakeEngine
-from running import RunningTier, Tiers
+from fakes import PATIENCE, FakeEngine
+from running import RunningTier, Tiers, until
+from stt_cascade.telemetry import machine
 
 GPU = {"stt_gpu_utilization_pct", "stt_gpu_mem_used_mb", "stt_gpu_mem_total_mb"}
 
@@ -32,6 +36,9 @@ class FakeNvml(ModuleType):
         self.index: int | None = None
         self.pids = [os.getpid()]
         self.open = 0
+        self.asked = 0
+        self.answers = threading.Event()
+        self.answers.set()
 
     def nvmlInit(self) -> None:
         if not self.there:
@@ -48,6 +55,8 @@ class FakeNvml(ModuleType):
     def nvmlDeviceGetMemoryInfo(self, handle: object) -> Any:
         if not self.there:
             raise self.NVMLError("GPU is lost")
+        self.asked += 1
+        assert self.answers.wait(PATIENCE)
         return SimpleNamespace(used=3 * 1024**3, total=24 * 1024**3)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: object) -> list[Any]:
@@ -121,3 +130,44 @@ def test_without_the_library_there_are_no_gpu_gauges(
 def test_a_tier_on_the_cpu_asks_for_no_gpu(tiers: Tiers, nvml: FakeNvml) -> None:
     assert gauges(tiers.fallback(device="cpu")) == set()
     assert nvml.index is None
+
+
+def test_a_driver_that_does_not_answer_stops_no_request_and_is_asked_once(
+    tiers: Tiers, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = tiers.fallback(device="cuda")
+    asked = nvml.asked
+    nvml.answers.clear()
+    with ThreadPoolExecutor(4) as scrapers:
+        scrapes = [scrapers.submit(tier.get, "/metrics") for _ in range(4)]
+        until(lambda: nvml.asked > asked, "the driver is asked")
+        assert tier.transcribe().status_code == 200
+        assert tier.get("/v1/health").status_code == 200
+        nvml.answers.set()
+        assert all("stt_gpu_utilization_pct 37" in scrape.result().text for scrape in scrapes)
+
+    nvml.answers.clear()
+    monkeypatch.setattr(machine, "PATIENCE_S", 0.01)
+    asked = nvml.asked
+    with capture_logs() as lines:
+        assert gauges(tier) == set()
+        assert tier.get("/v1/metrics").json()["gpu"] is None
+    assert nvml.asked == asked + 1
+    assert [line["event"] for line in lines if "in time" in line["event"]] == [
+        "the GPU and the processes cannot be read in time"
+    ]
+    nvml.answers.set()
+    until(lambda: gauges(tier) == GPU, "the driver has answered")
+
+
+@pytest.mark.parametrize("given", [None, "FASTEST_FIRST"])
+def test_the_gpu_in_use_is_the_one_whose_gauges_are_read(given: str | None) -> None:
+    """NVML counts by slots, and CUDA does so where it is told to; who says otherwise means it."""
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": given or ""}
+    if given is None:
+        del environment["CUDA_DEVICE_ORDER"]
+    code = "import stt_cascade, os; print(os.environ['CUDA_DEVICE_ORDER'])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == (given or "PCI_BUS_ID")

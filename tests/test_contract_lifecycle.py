@@ -427,6 +427,7 @@ def test_an_inference_that_never_ends_is_noticed_and_then_ends_the_process(
     assert tier.process.stdout is not None
     log = tier.process.stdout.read()
     assert "work on a clip does not end: not healthy" in log
+    assert log.count("work on a clip takes long: not ready") == 1  # however often it is asked
     assert "nobody has restarted the process: ending it" in log
 
 

@@ -193,6 +193,9 @@ def test_probes_and_scrapes_do_not_fill_the_log(log: Log, tiers: Tiers) -> None:
     tier = tiers.fallback()
     for path in ("/v1/health", "/v1/ready", "/v1/metrics", "/metrics"):
         tier.get(path)
+    tier.service.draining = True
+    assert tier.get("/v1/ready").status_code == 503  # why, other lines say
+    tier.service.draining = False
     tier.get("/nowhere", headers={"X-Req-Id": "last"})
     log.of("last")
     assert [line["path"] for line in log.lines() if line["message"] == "request"] == ["/nowhere"]

@@ -77,7 +77,6 @@ def test_hadolint_reads_the_dockerfiles(copy: Path, what: str, instead: str, sai
         ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL", "STOPSIGNAL"),
         ('CMD ["uvicorn", ', 'CMD ["sh", "-c", "uvicorn", ', "CMD has not the form"),
         ("--no-proxy-headers", "--proxy-headers", "CMD has not the form"),
-        ("    CUDA_DEVICE_ORDER=PCI_BUS_ID \\\n", "", "CUDA_DEVICE_ORDER"),
         ("ENV PATH", "ENV NVIDIA_VISIBLE_DEVICES=all PATH", "takes GPUs that nobody gave it"),
         ('CMD ["python", "/opt', 'CMD curl -f ["/opt', "HEALTHCHECK"),
         ("USER 10001", "RUN apt-get install -y gcc\nUSER 10001", "has a compiler"),

@@ -51,7 +51,6 @@ def test_nothing_is_wrong_with_the_units(checkout: Path) -> None:
         (PRIMARY, "--workers 1", "--workers 2", "ExecStart is not"),
         (FALLBACK, "--port 8082", "--port 8081", "ExecStart is not"),
         (FALLBACK, "opt/stt/stt_fallback.env", "opt/stt/stt_primary.env", "CONFIG_PATH is not"),
-        (PRIMARY, "CUDA_DEVICE_ORDER=PCI_BUS_ID", "CUDA_ORDER=PCI", "CUDA_DEVICE_ORDER"),
         (PRIMARY, "Type=notify", "Type=exec", "Type has to be"),
         (PRIMARY, "WatchdogSec=30\n", "", "WatchdogSec"),
         (PRIMARY, "TimeoutStopSec=45", "TimeoutStopSec=30", "not longer than DRAIN_TIMEOUT_S"),

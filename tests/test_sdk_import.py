@@ -9,6 +9,8 @@ import traceback
 import pytest
 
 import stt_sdk
+from stt_cascade.cli import NEEDS, main
+from stt_cascade.cli.app import app
 
 HEAVY = {
     *["fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "multipart", "structlog"],
@@ -67,3 +69,15 @@ def test_every_error_has_its_place_in_the_tree_that_the_docstring_draws() -> Non
     for name in tree(stt_sdk.STTError):
         assert name in drawn
         assert name in stt_sdk.__all__
+
+
+def test_every_command_of_stt_names_the_extra_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = {str(getattr(each.callback, "__name__", "")) for each in app.registered_commands}
+    groups = {each.name for each in app.registered_groups}
+    assert set(NEEDS) == commands | groups
+    monkeypatch.setattr(sys, "argv", ["stt", "bench", "sdk"])
+    monkeypatch.setitem(sys.modules, "fastapi", None)  # not installed
+    with pytest.raises(SystemExit, match=r"`stt bench` needs the 'server,tools' extra"):
+        main()

@@ -469,7 +469,16 @@ def test_without_the_extra_the_start_says_what_to_install(
         create_app(config, FakeEngine())
 
 
-@pytest.mark.parametrize("wrong", ["otel:4318", "grpc://otel:4317", "http://me:word@otel:4318"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "otel:4318",
+        "grpc://otel:4317",
+        "http://me:word@otel:4318",
+        "http://otel:43l8/v1",
+        "http://otel:99999",
+    ],
+)
 def test_an_address_that_is_none_is_refused(wrong: str, tmp_path: Path) -> None:
     file = env_file(tmp_path / "x.env", CT2_MEDIUM_PATH="x", OTLP_ENDPOINT=wrong)
     with pytest.raises(ConfigError, match=r"OTLP_ENDPOINT=.* such as http://otel-collector:4318"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -167,3 +169,55 @@ def test_a_stop_sends_home_who_is_still_sending_and_nobody_else() -> None:
             assert places.held == 1
 
     asyncio.run(stop())
+
+
+def test_who_is_cancelled_while_a_refused_body_winds_down_is_cancelled() -> None:
+    async def cancel() -> None:
+        winding_down = asyncio.Event()
+
+        async def slow_to_end() -> AsyncIterator[bytes]:
+            try:
+                await asyncio.Event().wait()
+                yield b""
+            finally:
+                winding_down.set()
+                await asyncio.Event().wait()
+
+        with Uploads(1).place(later()) as body:
+            receiving = asyncio.create_task(body.next(slow_to_end()))
+            await asyncio.sleep(0)  # it runs until it waits
+            body.refuse(Draining("the service is stopping"))
+            await winding_down.wait()
+            receiving.cancel()
+            await asyncio.wait({receiving})
+            assert receiving.cancelled()
+
+    asyncio.run(cancel())
+
+
+def test_a_body_that_fails_in_the_moment_of_its_refusal_leaves_no_complaint() -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        line: asyncio.Future[None] = loop.create_future()
+
+        waits = asyncio.Event()
+
+        async def broken() -> AsyncIterator[bytes]:
+            waits.set()
+            await line
+            yield b""
+
+        with Uploads(1).place(later()) as body:
+            receiving = asyncio.create_task(body.next(broken()))
+            await waits.wait()
+            line.set_exception(ConnectionResetError())
+            body.refuse(Draining("the service is stopping"))
+            with pytest.raises(Draining):
+                await receiving
+
+    asyncio.run(fail())
+    gc.collect()  # a task complains when it goes
+    assert complaints == []

@@ -12,3 +12,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The runtime of the speech detection would else tell its makers how it is used, and keep an
 # identifier of this machine in the user's cache.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# CUDA else numbers GPUs by their speed, and NVML by their slots: the GPU in use would not be the
+# one whose gauges are read.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

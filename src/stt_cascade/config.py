@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import httpx2
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -53,6 +54,21 @@ def _language(code: str) -> str:
     return code
 
 
+def _reachable(address: str) -> str:
+    """An address that whoever calls it can parse, too: what he raises is no `ValueError`."""
+    try:
+        url = httpx2.URL(address)
+    except httpx2.InvalidURL as error:
+        raise ValueError(str(error)) from None
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise ValueError("no such port")
+    url.raw_host.decode("ascii").encode("idna")  # as a look-up of the name will
+    return address
+
+
+# Host and port: no sign, no other script's digits, which `int` would take.
+_HOST = r"(\[[^\s/?#@\[\]]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?"
+Address = Annotated[str, AfterValidator(_reachable)]
 CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
 Language = Annotated[str, AfterValidator(_language)]
@@ -159,9 +175,9 @@ class TierConfig(BaseSettings):
     server_commit: str = Field("unknown", description="what is deployed: a git SHA or a date tag")
     log_format: Literal["json", "console"] = Field("json", description="how log lines look")
     log_text: bool = Field(False, description="log the transcribed text, which is personal data")
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: Address | None = Field(
         None,
-        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        pattern=rf"^https?://{_HOST}(/[^\s?#]*)?$",
         examples=["http://otel-collector:4318"],
         description="collector that traces are sent to, by OTLP over HTTP; none: no tracing",
     )
@@ -237,8 +253,8 @@ class PrimaryConfig(TierConfig):
         0, ge=0, le=1, description="escalate under this probability of the 3 weakest tokens; 0: off"
     )
 
-    fallback_url: str = Field(
-        pattern=r"^https?://[^\s/?#]+/?$",
+    fallback_url: Address = Field(
+        pattern=rf"^https?://([^\s/?#@]*@)?{_HOST}/?$",
         examples=["http://stt-fallback:8082"],
         description="address of the fallback",
     )

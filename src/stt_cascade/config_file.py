@@ -51,7 +51,7 @@ def load(model: type[Config], path: Path | None = None) -> Config:
         # A binding's original text may begin with the blank lines and comments above it.
         skipped = len(binding.original.string) - len(binding.original.string.lstrip())
         line = binding.original.line + binding.original.string[:skipped].count("\n")
-        if binding.error:
+        if binding.error or "\0" in binding.original.string:  # which no path may hold
             mistakes.append((line, "not of the form KEY=value"))
         elif binding.key is None:
             continue

@@ -1,4 +1,4 @@
-"""Work of the caller's that may not end for a long time, in threads that nobody waits for."""
+"""Work that may not end for a long time, in threads that nobody waits for."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ _Waiting = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]"]
 _END = object()
 
 
-async def once(work: Callable[[], Any]) -> Any:
+async def once(work: Callable[[], Item], name: str) -> Item:
     """What the work gives or raises.
 
     Who is cancelled waits no longer; the thread stays until the work is done, but keeps no process
     alive.
+
+    Args:
+        name: of the thread.
     """
     waiting = _waiting()
-    _thread(lambda: _do(work, waiting))
-    return await waiting[1]
+    _thread(lambda: _do(work, waiting), name)
+    result: Item = await waiting[1]
+    return result
 
 
 class Apart(AsyncIterator[Item], Generic[Item]):
@@ -47,7 +51,7 @@ class Apart(AsyncIterator[Item], Generic[Item]):
             # In the caller's context, and all in one thread: a database may insist on its own.
             context, taking = contextvars.copy_context(), _each(self._items)
             wanted = self._wanted
-            _thread(lambda: context.run(_take, wanted, taking))
+            _thread(lambda: context.run(_take, wanted, taking), "stt_sdk source")
             self._items = None
         waiting = _waiting()
         self._wanted.put(waiting)
@@ -104,6 +108,6 @@ def _waiting() -> _Waiting:
     return loop, loop.create_future()
 
 
-def _thread(work: Callable[[], Any]) -> None:
+def _thread(work: Callable[[], Any], name: str) -> None:
     # At its end a process waits for no daemon.
-    threading.Thread(target=work, name="stt_sdk source", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()

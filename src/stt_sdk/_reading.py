@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stt_sdk import _apart
+from stt_sdk._apart import once
 
 CHUNK = 256 * 1024
 
@@ -44,7 +44,7 @@ async def file(source: Any) -> AsyncGenerator[Any, None]:
                 yield piece
     else:
         # Behind it may be TLS or gzip, which hold back data that no descriptor tells of.
-        while piece := await _apart.once(lambda: _read_some(source)):
+        while piece := await once(lambda: _read_some(source), "stt_sdk source"):
             yield piece
 
 

@@ -101,8 +101,6 @@ def _dockerfile(tier: str, text: str) -> Iterator[str]:
         yield f"CMD has not the form {json.dumps(start(tier))}"
     if any(word == "ENV" and "NVIDIA_VISIBLE_DEVICES" in rest for word, rest in found):
         yield "takes GPUs that nobody gave it: NVIDIA_VISIBLE_DEVICES"
-    if not any(word == "ENV" and "CUDA_DEVICE_ORDER=PCI_BUS_ID" in rest for word, rest in final):
-        yield "the GPU in use would not be the one whose gauges are read: CUDA_DEVICE_ORDER"
     if "ENTRYPOINT" in told:
         yield "ENTRYPOINT puts something between the runtime and uvicorn"
     health = _words(told.get("HEALTHCHECK", "").partition("CMD ")[2])

@@ -151,8 +151,6 @@ def _kept(
         yield f"ExecStart is not {command}"
     if f"CONFIG_PATH=/opt/stt/stt_{tier}.env" not in unit["Environment"]:
         yield f"CONFIG_PATH is not /opt/stt/stt_{tier}.env"
-    if "CUDA_DEVICE_ORDER=PCI_BUS_ID" not in unit["Environment"]:
-        yield "CUDA_DEVICE_ORDER: the GPU in use would not be the one whose gauges are read"
     for name, (value, reason) in WANTED.items():
         if unit[name] != [value]:
             yield f"{name} has to be {value!r}, so that {reason}"

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydantic import SecretStr
@@ -15,9 +16,12 @@ from pydantic import SecretStr
 from stt_cascade.admission.certificates import FILES, fallback_tls
 from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig
 from stt_cascade.config_file import in_force, load
+from stt_sdk._apart import once
 
 log = structlog.get_logger("stt.keys")
 POLL_SECONDS = 1.0
+# A disk that takes so long to give a few small files has gone, or may have.
+SLOW_S = 10.0
 # Settings that do not need a restart.
 REREAD = (
     *("API_KEYS", "API_KEYS_FILE", "METRICS_KEYS", "METRICS_KEYS_FILE"),
@@ -95,10 +99,17 @@ class Secrets:
         """Poll the files for ever."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            self.refresh()
+            try:
+                await _patiently(once(self.refresh, "keys"))
+            except Exception:  # whatever it is, keys must go on changing
+                log.exception("the files of keys could not be looked at")
 
     def refresh(self) -> None:
-        """Look at the files once."""
+        """Look at the files once.
+
+        For a thread of its own: requests see one assignment after the other, each of which is
+        whole.
+        """
         contents = self._contents(self._latest)
         if contents == self._seen:
             return
@@ -136,6 +147,19 @@ class Secrets:
         if isinstance(config, PrimaryConfig):
             paths += [config.fallback_api_key_file, *(getattr(config, each) for each in FILES)]
         return {path: _read(path) for path in paths if path is not None}
+
+
+async def _patiently(look: Coroutine[Any, Any, None]) -> None:
+    """Wait for a look however long it takes, and say so if that is long."""
+    looking = asyncio.ensure_future(look)
+    try:
+        await asyncio.wait({looking}, timeout=SLOW_S)
+        if not looking.done():
+            log.warning("the files of keys do not answer; the old keys stay until they do")
+            await asyncio.wait({looking})
+        looking.result()
+    finally:
+        looking.cancel()
 
 
 def check_keys(config: TierConfig) -> None:

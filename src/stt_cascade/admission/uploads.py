@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.errors import Draining, Overloaded, Refusal, RequestTimeout
+from stt_sdk._within import AGAIN_S
 
 # A phone that changes its cell, or a few lost packets sent again, may be silent for this long.
 GRACE_S = 8.0
@@ -72,6 +73,8 @@ class Body:
         """
         since = self._waiting_since = self._clock()
         coming = asyncio.ensure_future(anext(chunks, b""))
+        # Of a body that is refused nobody looks at what it failed with.
+        coming.add_done_callback(lambda late: late.cancelled() or late.exception())
         either: set[asyncio.Future[Any]] = {coming, self._refused}
         try:
             await asyncio.wait(
@@ -86,10 +89,10 @@ class Body:
             chunk = coming.result()
         finally:
             self._waiting_since = None
-            if not coming.done():
+            # Not awaited itself: what its cancellation raises could not be told from the caller's.
+            while not coming.done():
                 coming.cancel()
-                with suppress(asyncio.CancelledError):
-                    await coming
+                await asyncio.wait({coming}, timeout=AGAIN_S)
         self._pace.waited(self._clock() - since, len(chunk))
         return chunk
 

@@ -240,6 +240,11 @@ class FallbackClient:
             raise FallbackError("timeout", "the fallback did not answer in time") from None
         except httpx2.HTTPError as error:
             raise broken(error, secure=self._secrets.fallback_tls is not None) from error
+        except (httpx2.InvalidURL, ValueError) as error:
+            # httpx2 reads a redirection's address, though nobody follows it, and not each one that
+            # is none is an error of its own.
+            message = f"the fallback's answer cannot be read: {type(error).__name__}: {error}"
+            raise FallbackError("invalid", message) from error
 
     async def _exchange(self, seconds: float, upload: Upload, record: Record) -> Answer:
         headers = {

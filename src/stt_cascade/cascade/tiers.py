@@ -313,14 +313,18 @@ class Primary(Tier):
         self._metrics.escalated(record.reason or "")
         self._shadows.give_way()
         began = time.perf_counter()
-        asked = True
         try:
-            return await self._fallback.ask(upload, record, deadline)
+            answer = await self._fallback.ask(upload, record, deadline)
         except FallbackError as error:
-            asked = error.cause != "breaker_open"
+            if error.cause != "breaker_open":  # else there was no round trip
+                self._came_back(record, began)
             raise
-        finally:
-            if asked:  # else there was no round trip
-                seconds = time.perf_counter() - began
-                record.fallback_infer_ms = seconds * 1000
-                self._metrics.fallback_inferred(seconds)
+        # Of a caller who went away meanwhile, nothing: how long he waited says nothing of the
+        # fallback.
+        self._came_back(record, began)
+        return answer
+
+    def _came_back(self, record: Record, began: float) -> None:
+        seconds = time.perf_counter() - began
+        record.fallback_infer_ms = seconds * 1000
+        self._metrics.fallback_inferred(seconds)

@@ -18,6 +18,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "score": ("tools", "jiwer"),
     # It starts tiers, too, and decides as they do.
     "calibrate": ("server,tools", "fastapi", "jiwer"),
+    # It runs the service's engine, and primaries that answer as the service does.
+    "bench": ("server,tools", "fastapi", "jiwer"),
     "transcribe": ("tools", "rich"),
     "load": ("tools", "kneed"),
     "soak": ("tools", "scipy"),

@@ -1,4 +1,4 @@
-"""The commands of `stt`, one module each."""
+"""The commands of `stt`, each of which has its module."""
 
 from __future__ import annotations
 

@@ -28,8 +28,11 @@ TURN = 16
 MOST_FAILURES = 16
 NAMES = ("primary", "fallback")
 OFF = {"logprob": 0, "langprob": 0, "words": 0, "weakest": 0}
-# What decides on a text besides weights and settings.
-ROOMS = ("config.py", "audio", "engine", "cascade/hearing.py", "cascade/recognise.py")
+# What decides on a text and its scores besides weights and settings.
+ROOMS = (
+    *("config.py", "audio", "engine", "answer.py"),
+    *("cascade/hearing.py", "cascade/recognise.py", "cascade/confidence.py"),
+)
 
 
 class Unusable(Exception):

@@ -100,7 +100,5 @@ class Child:
         if self._log is None:
             return ""
         with self._log.open(encoding="utf-8", errors="replace") as lines:
-            # Our own question whether it is ready, many times over, would push out the answer.
-            telling = (line for line in lines if "path=/v1/ready" not in line)
-            tail = "".join(f"  {line}" for line in deque(telling, TAIL_LINES))
+            tail = "".join(f"  {line}" for line in deque(lines, TAIL_LINES))
         return f"The {self.name}'s last lines:\n{tail.rstrip()}" if tail else ""

@@ -73,7 +73,8 @@ EXPOSED_HEADERS = (
     "X-Error-Message",
     "Retry-After",
 )
-# Looked at so often that a line or a trace for each would drown the others.
+# Looked at so often that a line or a trace for each would drown the others. What they would say of
+# the state, the lines of its changes say.
 _QUIET = frozenset(ENDPOINTS) - {TRANSCRIBE, "other"}
 # Not an HTTP status: how logs name a caller that went away before the answer (nginx's number).
 _ABANDONED = 499

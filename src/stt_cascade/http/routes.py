@@ -135,6 +135,7 @@ async def _while_wanted(
             return working.result()
         if ending.done():
             raise Draining("the service had to stop before this was done", retry_after=1)
+        gone.result()  # a server that fails to say whether he is there is not his leaving
         raise Abandoned
     finally:
         for task in tasks:
@@ -176,7 +177,9 @@ async def ready(request: Request) -> Response:
 @router.get("/v1/metrics", responses=_NO_KEY, openapi_extra=_MAY_NEED_A_KEY)
 async def snapshot(request: Request) -> Response:
     """What an operator asks first, as JSON."""
-    return JSONResponse(service_of(request).snapshot())
+    service = service_of(request)
+    await service.machine.look()
+    return JSONResponse(service.snapshot())
 
 
 @router.get(
@@ -187,5 +190,7 @@ async def snapshot(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    text = generate_latest(service_of(request).metrics.registry)
+    service = service_of(request)
+    await service.machine.look()
+    text = generate_latest(service.metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

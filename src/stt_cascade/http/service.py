@@ -25,9 +25,9 @@ from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
-from stt_cascade.telemetry import process
 from stt_cascade.telemetry.gpu import Gpu
-from stt_cascade.telemetry.metrics import Metrics, snapshot_of
+from stt_cascade.telemetry.machine import Machine
+from stt_cascade.telemetry.metrics import Metrics
 from stt_sdk import __version__
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Service:
         self._own_pools = pools is None
         self._pools = pools or DecoderPools.make()
         self._fallback: FallbackClient | None = None
-        self._gpu: Gpu | None = None
+        self.machine = Machine()
         self._started = time.monotonic()
         self.tier: Tier
         if isinstance(config, PrimaryConfig):
@@ -88,14 +88,16 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Start everything, and stop it again."""
-        self._gpu = Gpu.open(self.config.device_index) if self.config.device != "cpu" else None
+        gpu = Gpu.open(self.config.device_index) if self.config.device != "cpu" else None
+        if gpu is not None:
+            self.machine.has(gpu)
         self._watch()
         async with AsyncExitStack() as stack:
             if self.tracing is not None:
                 await stack.enter_async_context(self.tracing)
-            if self._gpu is not None:
-                stack.callback(self._gpu.close)
-                if others := self._gpu.others():
+            if gpu is not None:
+                stack.callback(gpu.close)
+                if others := gpu.others():
                     log.warning(
                         "other processes use this GPU; run one worker per GPU",
                         device_index=self.config.device_index,
@@ -137,7 +139,8 @@ class Service:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        config = self.config
+        """What an operator asks first; of the machine, what was seen at the last look."""
+        config, gpu = self.config, self.machine.gpu
         thresholds = (
             {
                 "logprob": config.conf_logprob_threshold,
@@ -162,8 +165,8 @@ class Service:
             "max_concurrency": config.max_concurrency,
             "thresholds": thresholds,
             "fallback_breaker": None if self._fallback is None else self._fallback.snapshot(),
-            "gpu": snapshot_of(self._gpu),
-            "process": process.snapshot(),
+            "gpu": None if gpu is None else gpu.as_dict(),
+            "process": self.machine.process,
             "keys": self.secrets.ring.usage(),
             "metrics_keys": self.secrets.metrics_ring.usage(),
         }
@@ -192,7 +195,7 @@ class Service:
                 ),
                 "stt_process_rss_mb": (
                     "Memory of the process and its decoding processes, MB.",
-                    process.rss_mb,
+                    lambda: float(self.machine.process["rss_mb"]),
                 ),
                 # Settings that alerts and dashboards compare the above with.
                 "stt_max_concurrency": ("Slots.", lambda: slots.size),
@@ -211,7 +214,7 @@ class Service:
                 "model": self.config.model,
                 "device": self.config.device,
             },
-            gpu=self._gpu,
+            gpu=lambda: self.machine.gpu,
         )
 
     def _load_in_thread(self) -> None:

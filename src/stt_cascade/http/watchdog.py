@@ -58,12 +58,14 @@ class Watchdog:
             over.set()
 
     def _watch(self, over: threading.Event) -> None:
-        told = False
+        warned = told = False
         while not over.wait(min(LONGEST_BETWEEN_CHECKS_S, self._limit_s / CHECKS_PER_LIMIT)):
             seconds = self._oldest_s()
+            if seconds > self._limit_s / 2 and not warned:
+                log.warning("work on a clip takes long: not ready", seconds=round(seconds, 1))
             if seconds > self._limit_s and not told:
                 log.error("work on a clip does not end: not healthy", seconds=round(seconds, 1))
-            told = seconds > self._limit_s
+            warned, told = seconds > self._limit_s / 2, seconds > self._limit_s
             if seconds > self._limit_s + self._exit_s:
                 log.critical("nobody has restarted the process: ending it", status=EX_SOFTWARE)
                 sys.stdout.flush()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from prometheus_client import (
@@ -27,7 +26,7 @@ from stt_cascade.cascade.shadow import RESULTS as SHADOW_RESULTS
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
-from stt_cascade.telemetry.gpu import Gpu
+from stt_cascade.telemetry.gpu import Reading
 
 # The contract names no *_created series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
@@ -232,15 +231,14 @@ class Metrics:
         self,
         gauges: dict[str, tuple[str, Callable[[], float]]],
         build: dict[str, str],
-        gpu: Gpu | None,
+        gpu: Callable[[], Reading | None],
     ) -> None:
         """Add what is read at each scrape: gauges, the build, and the GPU where there is one."""
         for name, (text, read) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(read)
         info = Gauge("stt_build_info", "What is running.", list(build), registry=self.registry)
         info.labels(*build.values()).set(1)
-        if gpu is not None:
-            self.registry.register(_GpuCollector(gpu))
+        self.registry.register(_GpuCollector(gpu))
 
     def counts(self) -> dict[str, int]:
         """Totals since the start, for the JSON snapshot."""
@@ -263,11 +261,11 @@ def _quantiles(values: deque[float]) -> dict[str, float | None]:
 class _GpuCollector(Collector):
     """The GPU's gauges; absent while it cannot be read."""
 
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
+    def __init__(self, seen: Callable[[], Reading | None]) -> None:
+        self._seen = seen
 
     def collect(self) -> Iterator[Metric]:
-        reading = self._gpu.read()
+        reading = self._seen()
         if reading is None:
             return
         for name, text, value in (
@@ -276,9 +274,3 @@ class _GpuCollector(Collector):
             ("stt_gpu_mem_total_mb", "GPU memory there is, MB.", reading.mem_total_mb),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-
-
-def snapshot_of(gpu: Gpu | None) -> dict[str, Any] | None:
-    """The GPU's part of the JSON snapshot; None on a machine without one."""
-    reading = gpu.read() if gpu else None
-    return None if reading is None else reading.as_dict()

@@ -29,8 +29,3 @@ def snapshot() -> dict[str, Any]:
         "descriptors": this.num_fds(),
         "threads": this.num_threads(),
     }
-
-
-def rss_mb() -> float:
-    """`rss_mb` of the snapshot alone."""
-    return float(snapshot()["rss_mb"])
