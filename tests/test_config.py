@@ -288,6 +288,22 @@ def test_a_list_is_separated_by_commas(tmp_path: Path) -> None:
     assert config.cors_origins == ("https://a", "https://b")
 
 
+@pytest.mark.parametrize("separators", [",", ",,", " , ,", '","'])
+@pytest.mark.parametrize("name", ["API_KEYS", "METRICS_KEYS", "LANGUAGES", "CORS_ORIGINS"])
+def test_a_list_of_nothing_but_separators_is_a_mistake(
+    tmp_path: Path, name: str, separators: str
+) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}{name}={separators}\n")
+    assert mistake.startswith(f"3: {name}=")
+    assert mistake.endswith(": must be a comma-separated list of one or more")
+
+
+@pytest.mark.parametrize("nothing", ["", "  ", "''"])
+def test_keys_that_are_empty_are_as_good_as_none(tmp_path: Path, nothing: str) -> None:
+    config = loaded(tmp_path, f"{LEAST}API_KEYS={nothing}\nMETRICS_KEYS={nothing}\n")
+    assert (config.api_keys, config.metrics_keys) == ((), ())
+
+
 def test_proxies_are_addresses_or_networks_of_both_families(tmp_path: Path) -> None:
     config = loaded(tmp_path, f"{LEAST}TRUSTED_PROXIES=127.0.0.1, 10.0.0.0/8,fd00::/8\n")
     assert in_force(config)["TRUSTED_PROXIES"] == "127.0.0.1/32,10.0.0.0/8,fd00::/8"

@@ -39,9 +39,13 @@ class ConfigError(SystemExit):
 
 
 def _comma_separated(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return value
+    if not isinstance(value, str):
+        return value
+    items = tuple(item.strip() for item in value.split(",") if item.strip())
+    if value.strip() and not items:
+        # A template whose variables were empty, say. For keys it would mean: no key is needed.
+        raise ValueError("nothing but commas")
+    return items
 
 
 CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]

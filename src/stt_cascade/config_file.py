@@ -150,7 +150,7 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(kind) is tuple and get_args(kind)[0] == Network:
         return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
     if get_origin(kind) is tuple:
-        return "a comma-separated list"
+        return "a comma-separated list of one or more"
     return "text"
 
 
