@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from config_loader import ConfigError, FallbackConfig, PrimaryConfig, load
 from stt_cascade.config import TierConfig
@@ -33,6 +34,10 @@ def mistakes(tmp_path: Path, text: str, model: type[TierConfig] = PrimaryConfig)
     lines = str(refused.value).splitlines()
     assert all(line.startswith(f"{file}:") for line in lines)
     return [line.removeprefix(f"{file}:").strip() for line in lines]
+
+
+def number(field: FieldInfo) -> bool:
+    return allowed(field).startswith(("a number", "a whole number"))
 
 
 def test_the_specifications_values_are_the_defaults(tmp_path: Path) -> None:
@@ -116,15 +121,15 @@ def test_a_mistake_is_one_line_with_file_line_key_and_what_is_allowed(tmp_path: 
         ("VAD=maybe", "on or off"),
         ("TRUSTED_PROXIES=10.0.0.1,proxy", "addresses and networks such as 10.0.0.0/8"),
         ("TRUSTED_PROXIES=10.0.0.1/8", "addresses and networks such as 10.0.0.0/8"),
-        ("MAX_UPLOAD_MB=0", "a number, greater than 0"),
+        ("MAX_UPLOAD_MB=0", "a number, at least 0.001, at most 1024"),
         ("CONF_LOGPROB_THRESHOLD=1.01", "a number, at least 0, at most 1"),
         ("CONF_LANGPROB_THRESHOLD=nan", "a number, at least 0, at most 1"),
         ("REQUEST_TIMEOUT_S=inf", "a number"),
-        ("RATE_LIMIT_RPS=0", "greater than 0"),
+        ("RATE_LIMIT_RPS=0", "a number, at least 0.0001, at most 1000000"),
         ("RATE_LIMIT_BURST=0", "at least 1"),
         ("ON_FALLBACK_FAILURE=ignore", "one of error, primary"),
         ("LOG_FORMAT=xml", "one of json, console"),
-        ("SLO_CLIP_SECONDS=-3", "greater than 0"),
+        ("SLO_CLIP_SECONDS=-3", "at least 0.1, at most 14400"),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_is_allowed(
@@ -133,6 +138,28 @@ def test_a_wrong_value_is_answered_with_what_is_allowed(
     (mistake,) = mistakes(tmp_path, LEAST + line)
     assert mistake.startswith(f"3: {line}: must be")
     assert must in mistake
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, field in fields(PrimaryConfig).items() if number(field))
+)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "9" * 400])
+def test_no_number_is_without_bounds(tmp_path: Path, name: str, value: str) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}{name}={value}")
+    assert mistake.startswith(f"3: {name}={value}: must be a ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, field in fields(PrimaryConfig).items()
+        if number(field) and not name.startswith(("CONF_", "SHADOW_", "WEDGED_"))
+    ),
+)
+@pytest.mark.parametrize("value", ["1e-320", "1e-300", "1e-9"])
+def test_what_is_next_to_nothing_is_no_limit(tmp_path: Path, name: str, value: str) -> None:
+    assert len(mistakes(tmp_path, f"{LEAST}{name}={value}")) == 1
 
 
 @pytest.mark.parametrize(
