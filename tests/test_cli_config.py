@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 1
     assert result.stderr.startswith(f"{path}: No such file")
+
+
+def test_what_is_no_file_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    env(tmp_path, "", "f.env")
+    expected = {
+        ".": "Is a directory",
+        "pipe": "Not a regular file",
+        "f.env/f.env": "Not a directory",
+    }
+    for name, why in expected.items():
+        path = tmp_path / name
+        result = runner.invoke(app, ["config", "check", str(path)])
+        assert (result.exit_code, result.stderr) == (1, f"{path}: {why}\n")
 
 
 @pytest.mark.parametrize(
