@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert result.stderr.startswith(f"{tmp_path}: Is a directory")
 
 
+def test_what_is_no_file_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    env(tmp_path, "", "f.env")
+    expected = {
+        ".": "Is a directory",
+        "pipe": "Not a regular file",
+        "f.env/f.env": "Not a directory",
+    }
+    for name, why in expected.items():
+        path = tmp_path / name
+        result = runner.invoke(app, ["config", "check", str(path)])
+        assert (result.exit_code, result.stderr) == (1, f"{path}: {why}\n")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "tier"),
     [
@@ -127,6 +142,8 @@ def test_a_file_of_no_tier_needs_to_be_told_one(tmp_path: Path) -> None:
     [
         ("API_KEYS_FILE=/nope\n", "API_KEYS_FILE: /nope cannot be read"),
         ("API_KEYS=a b\n", "API_KEYS: a key may hold printable ASCII without spaces only"),
+        ("API_KEYS=,\n", "API_KEYS=(hidden): must be a comma-separated list of one or more"),
+        ("FALLBACK_API_KEY=,\n", "FALLBACK_API_KEY: a key may not be of commas only"),
         ("FALLBACK_API_KEY=a\nFALLBACK_API_KEY_FILE=/nope\n", "exclude each other"),
     ],
 )
@@ -137,5 +154,22 @@ def test_keys_that_the_service_would_refuse_are_no_valid_settings(
     result = runner.invoke(app, ["config", "check", str(path)])
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"{path}: ")
+    assert line.startswith(f"{path}:")
     assert said in line
+
+
+@pytest.mark.parametrize("setting", ["API_KEYS_FILE", "METRICS_KEYS_FILE", "FALLBACK_API_KEY_FILE"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "holds no key"), ("# none yet\n", "holds no key"), (",\n", "may not be of commas only")],
+    ids=["empty", "comment", "commas"],
+)
+def test_a_key_file_without_a_key_is_a_mistake(
+    tmp_path: Path, setting: str, content: str, said: str
+) -> None:
+    keys = env(tmp_path, content, "keys")
+    path = env(tmp_path, PRIMARY + f"{setting}={keys}\n")
+    result = runner.invoke(app, ["config", "check", str(path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{path}: {setting}: ")
+    assert said in result.stderr

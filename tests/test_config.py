@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from config_loader import ConfigError, FallbackConfig, PrimaryConfig, load
 from stt_cascade.config import TierConfig
@@ -33,6 +34,10 @@ def mistakes(tmp_path: Path, text: str, model: type[TierConfig] = PrimaryConfig)
     lines = str(refused.value).splitlines()
     assert all(line.startswith(f"{file}:") for line in lines)
     return [line.removeprefix(f"{file}:").strip() for line in lines]
+
+
+def number(field: FieldInfo) -> bool:
+    return allowed(field).startswith(("a number", "a whole number"))
 
 
 def test_the_specifications_values_are_the_defaults(tmp_path: Path) -> None:
@@ -116,15 +121,15 @@ def test_a_mistake_is_one_line_with_file_line_key_and_what_is_allowed(tmp_path: 
         ("VAD=maybe", "on or off"),
         ("TRUSTED_PROXIES=10.0.0.1,proxy", "addresses and networks such as 10.0.0.0/8"),
         ("TRUSTED_PROXIES=10.0.0.1/8", "addresses and networks such as 10.0.0.0/8"),
-        ("MAX_UPLOAD_MB=0", "a number, greater than 0"),
+        ("MAX_UPLOAD_MB=0", "a number, at least 0.001, at most 1024"),
         ("CONF_LOGPROB_THRESHOLD=1.01", "a number, at least 0, at most 1"),
         ("CONF_LANGPROB_THRESHOLD=nan", "a number, at least 0, at most 1"),
         ("REQUEST_TIMEOUT_S=inf", "a number"),
-        ("RATE_LIMIT_RPS=0", "greater than 0"),
+        ("RATE_LIMIT_RPS=0", "a number, at least 0.0001, at most 1000000"),
         ("RATE_LIMIT_BURST=0", "at least 1"),
         ("ON_FALLBACK_FAILURE=ignore", "one of error, primary"),
         ("LOG_FORMAT=xml", "one of json, console"),
-        ("SLO_CLIP_SECONDS=-3", "greater than 0"),
+        ("SLO_CLIP_SECONDS=-3", "at least 0.1, at most 14400"),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_is_allowed(
@@ -149,6 +154,28 @@ def test_a_language_that_whisper_does_not_have_is_named_with_those_that_it_has(
 def test_a_language_that_only_some_models_know_is_taken(tmp_path: Path) -> None:
     text = "CT2_SMALL_PATH=/m/whisper-tiny.en-ct2\nFALLBACK_URL=http://f\nLANGUAGES=en, de,yue\n"
     assert loaded(tmp_path, text).languages == ("en", "de", "yue")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, field in fields(PrimaryConfig).items() if number(field))
+)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e400", "9" * 400])
+def test_no_number_is_without_bounds(tmp_path: Path, name: str, value: str) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}{name}={value}")
+    assert mistake.startswith(f"3: {name}={value}: must be a ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, field in fields(PrimaryConfig).items()
+        if number(field) and not name.startswith(("CONF_", "SHADOW_", "WEDGED_"))
+    ),
+)
+@pytest.mark.parametrize("value", ["1e-320", "1e-300", "1e-9"])
+def test_what_is_next_to_nothing_is_no_limit(tmp_path: Path, name: str, value: str) -> None:
+    assert len(mistakes(tmp_path, f"{LEAST}{name}={value}")) == 1
 
 
 @pytest.mark.parametrize(
@@ -177,7 +204,8 @@ def test_a_language_that_only_some_models_know_is_taken(tmp_path: Path) -> None:
 )
 def test_an_address_must_be_one(tmp_path: Path, url: str) -> None:
     (mistake,) = mistakes(tmp_path, f"CT2_SMALL_PATH=m\nFALLBACK_URL={url}\n")
-    assert mistake == f"2: FALLBACK_URL={url}: must be an address such as http://stt-fallback:8082"
+    must = f"2: FALLBACK_URL={url}: must be an address such as http://stt-fallback:8082"
+    assert mistake.partition("; ")[0] == must
 
 
 @pytest.mark.parametrize(
@@ -332,6 +360,23 @@ def test_a_list_is_separated_by_commas(tmp_path: Path) -> None:
     config = loaded(tmp_path, f"{LEAST}API_KEYS= a1 ,b2,, c3,\nCORS_ORIGINS=https://a,https://b\n")
     assert [key.get_secret_value() for key in config.api_keys] == ["a1", "b2", "c3"]
     assert config.cors_origins == ("https://a", "https://b")
+
+
+@pytest.mark.parametrize("separators", [",", ",,", " , ,", '","'])
+@pytest.mark.parametrize("name", ["API_KEYS", "METRICS_KEYS", "LANGUAGES", "CORS_ORIGINS"])
+def test_a_list_of_nothing_but_separators_is_a_mistake(
+    tmp_path: Path, name: str, separators: str
+) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}{name}={separators}\n")
+    assert mistake.startswith(f"3: {name}=")
+    assert ": must be a comma-separated list of " in mistake
+    assert mistake.endswith("; nothing but commas")
+
+
+@pytest.mark.parametrize("nothing", ["", "  ", "''"])
+def test_keys_that_are_empty_are_as_good_as_none(tmp_path: Path, nothing: str) -> None:
+    config = loaded(tmp_path, f"{LEAST}API_KEYS={nothing}\nMETRICS_KEYS={nothing}\n")
+    assert (config.api_keys, config.metrics_keys) == ((), ())
 
 
 def test_proxies_are_addresses_or_networks_of_both_families(tmp_path: Path) -> None:

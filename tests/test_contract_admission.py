@@ -177,6 +177,17 @@ def test_a_caller_who_goes_away_during_the_inference_frees_no_slot(tiers: Tiers)
     assert engine.most_live == 1
 
 
+def test_who_closes_only_his_sending_side_has_gone_away_too(tiers: Tiers) -> None:
+    engine = FakeEngine(holds=threading.Event())
+    tier = tiers.fallback(engine)
+    with tier.connect(upload()) as connection:
+        engine.wait_for(1)
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda: tier.metric("stt_requests_abandoned_total") == 1, "he counts as gone")
+        engine.let_go()
+        assert connection.recv(1) == b""
+
+
 def test_an_inference_that_outlasts_its_deadline_frees_no_slot(tiers: Tiers) -> None:
     engine = FakeEngine(holds=threading.Event())
     tier = tiers.fallback(engine, max_concurrency=1)

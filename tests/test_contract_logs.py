@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -242,6 +243,59 @@ def test_the_text_is_logged_if_the_settings_say_so(log: Log, tiers: Tiers) -> No
     primary, _ = tiers.cascade(FakeEngine(SECRET_TEXT), log_text=True)
     primary.transcribe(headers={"X-Req-Id": "r-1"})
     assert log.of("r-1")["text"] == SECRET_TEXT
+
+
+# What a terminal obeys, or takes for the end of a line, or of its direction: C0, DEL, C1, the
+# separators of Unicode, its overrides.
+COMMANDS = ["\x1b[31m", "\x1b]0;title\x07", "\0", "\r\n", "\x7f", "\x9b2J", "\x85"]
+COMMANDS += ["\u2028", "\u2029", "\u202e", "\u2066", "\u200f"]
+
+
+def commands_nobody(text: str) -> bool:
+    """Whether all of a log can be shown, with a line for each line that was written."""
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize("log", ["json", "console"], indirect=True)
+@pytest.mark.parametrize("command", COMMANDS, ids=ascii)
+def test_what_a_stranger_asks_for_commands_no_terminal_and_begins_no_line(
+    log: Log, tiers: Tiers, command: str
+) -> None:
+    tier = tiers.fallback(api_keys=(PRIMARY_KEY,))
+    answer = tier.client.get(f"/b{quote(command)}x", headers={"X-Req-Id": "r-1"})
+    assert answer.status_code == 401
+    until(lambda: "r-1" in log.text, "the request has its line")
+    assert commands_nobody(log.text)
+    (line,) = (line for line in log.text.splitlines() if "r-1" in line)
+    if line.startswith("{"):
+        assert json.loads(line)["path"] == f"/b{command}x"
+    else:
+        assert f"path={f'/b{command}x'!r} " in line
+
+
+@pytest.mark.parametrize("log", ["json", "console"], indirect=True)
+def test_neither_does_an_error_or_a_text(log: Log, tiers: Tiers) -> None:
+    everything = "".join(COMMANDS)
+    tier = tiers.fallback(log_text=True)
+    tier.fake.text = everything
+    tier.transcribe()
+    tier.fake.raises = ZeroDivisionError(f"in the kernel\n2026-11-24 [info] {everything}")
+    tier.transcribe(headers={"X-Req-Id": "r-1"})
+    structlog.get_logger("stt.keys").warning(everything, files=[everything], file=Path(everything))
+    until(lambda: "internal" in log.text, "the last request has its line")
+    assert commands_nobody(log.text)
+    assert not [line for line in log.text.split("\n") if line.startswith("2026-11-24 [info]")]
+    assert "\\u2028" in log.text
+    assert "in the kernel" in log.text
+
+
+@pytest.mark.parametrize("log", ["console"], indirect=True)
+def test_a_line_for_people_quotes_only_what_needs_it(log: Log, tiers: Tiers) -> None:
+    tiers.fallback().get("/größe", headers={"X-Req-Id": "r-1"})
+    until(lambda: "r-1" in log.text, "the request has its line")
+    (line,) = (line for line in log.text.splitlines() if "r-1" in line)
+    assert " path=/größe " in line
+    assert " error_message='" in line
 
 
 def test_changed_keys_are_logged_by_their_ids(log: Log, tiers: Tiers, tmp_path: Path) -> None:

@@ -305,6 +305,24 @@ def test_no_spelling_of_a_path_gets_past_the_key(
     assert guarded.exchange(head + KEY + rest)[0] == (found if target in TRANSCRIBES else 404)
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/v1/%68ealth", 200),
+        ("/v1%2fhealth", 200),
+        ("/%6Fpenapi.json", 200),
+        ("/v1/%2568ealth", 401),
+        ("/v1/%48ealth", 401),
+        ("/%6detrics", 401),
+    ],
+)
+def test_a_path_is_decoded_once_before_it_is_looked_at(
+    tiers: Tiers, target: str, status: int
+) -> None:
+    tier = tiers.fallback(api_keys=(PRIMARY_KEY,), metrics_keys=("of-the-metrics",))
+    assert tier.exchange(f"GET {target} HTTP/1.1\r\nHost: t\r\n\r\n".encode())[0] == status
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_no_host_gets_past_the_key_or_breaks_an_answer(guarded: RunningTier, host: str) -> None:
     def status(target: str, key: bytes) -> int:

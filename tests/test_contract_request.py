@@ -273,12 +273,39 @@ def test_a_prompt_that_is_no_utf8_is_named(tier: RunningTier) -> None:
     assert "prompt" in refused(post(tier, audio, ("prompt", (None, b"\xff\xfe"))))
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "", "²", "9" * 13])
+@pytest.mark.parametrize(
+    "value", ["0", "000", "-5", "+5", "1.5", "1_000", "1 000", "5,5", "0x5", "soon", "", " ", "²"]
+)
 def test_a_deadline_that_is_no_number_is_named(tier: RunningTier, value: str) -> None:
     head = f"POST {TRANSCRIBE} HTTP/1.1\r\nHost: t\r\nX-Deadline-Ms: {value}\r\n"
     status, headers, _ = tier.exchange(head.encode() + b"Content-Length: 0\r\n\r\n")
     assert (status, headers["x-error-type"]) == (400, "invalid_request")
     assert "X-Deadline-Ms" in headers["x-error-message"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["60000", "9" * 13, "9" * 5000, "0" * 5000 + "60000", " 60000", "60000 ", "\t60000 \t"],
+    ids=["a minute", "13 digits", "5000 digits", "noughts", "before", "after", "both"],
+)
+def test_any_positive_whole_number_is_a_deadline(tier: RunningTier, value: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\n'
+    body = part + wav() + b"\r\n--x--\r\n"
+    head = f"POST {TRANSCRIBE} HTTP/1.1\r\nHost: t\r\nX-Deadline-Ms:{value}\r\n"
+    form = "Content-Type: multipart/form-data; boundary=x\r\n"
+    length = f"Content-Length: {len(body)}\r\n\r\n"
+    assert tier.exchange((head + form + length).encode() + body)[0] == 200
+
+
+def test_noughts_before_a_deadline_and_blanks_around_it_make_it_no_longer(
+    tier: RunningTier,
+) -> None:
+    value = "\t" + "0" * 5000 + "1 "
+    head = f"POST {TRANSCRIBE} HTTP/1.1\r\nHost: t\r\nX-Deadline-Ms: {value}\r\n"
+    form = "Content-Type: multipart/form-data; boundary=x\r\n"
+    # Of this body nothing ever comes.
+    status, headers, _ = tier.exchange((head + form + "Content-Length: 5\r\n\r\n").encode())
+    assert (status, headers["x-error-message"]) == (408, "the body had not come by the deadline")
 
 
 @pytest.mark.parametrize("audio", [b"", b"no audio", wav(silence(0.05))])

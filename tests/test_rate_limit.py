@@ -71,7 +71,8 @@ def test_callers_do_not_share(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "spent", "wait"), [(100, 1, 1), (1, 1, 1), (0.5, 1, 2), (0.3, 1, 4), (0.01, 1, 100)]
+    ("rate", "spent", "wait"),
+    [(100, 1, 1), (1, 1, 1), (0.5, 1, 2), (0.3, 1, 4), (0.0001, 1, 10_000)],
 )
 def test_a_refused_caller_is_told_whole_seconds_after_which_it_works(
     clock: Clock, rate: float, spent: int, wait: int

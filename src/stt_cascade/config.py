@@ -17,6 +17,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 MIB = 1024 * 1024
 # What a multipart body may hold besides the file: boundaries, part headers, the other fields.
 ENVELOPE_BYTES = 64 * 1024
+# Bounds that nobody needs to go beyond, and without which a typing error is a limit all the same:
+# nothing is as short as 1e-300 s, and `inf` is no limit at all.
+SHORTEST_CLIP_S = 0.1
+LEAST_TIME_S = 0.01
+# One request in three hours, which is the longest Retry-After there can be.
+LEAST_RATE = 0.0001
+MOST_RATE = 1_000_000
 
 ComputeType = Literal[
     "auto",
@@ -40,9 +47,13 @@ class ConfigError(SystemExit):
 
 
 def _comma_separated(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(item.strip() for item in value.split(",") if item.strip())
-    return value
+    if not isinstance(value, str):
+        return value
+    items = tuple(item.strip() for item in value.split(",") if item.strip())
+    if value.strip() and not items:
+        # A template whose variables were empty, say. For keys it would mean: no key is needed.
+        raise ValueError("nothing but commas")
+    return items
 
 
 def _language(code: str) -> str:
@@ -98,7 +109,7 @@ class TierConfig(BaseSettings):
         None, description="name shown in answers and metrics; default: from the model's folder"
     )
     device: Literal["cpu", "cuda", "auto"] = Field("cuda", description="where the model runs")
-    device_index: int = Field(0, ge=0, description="which GPU")
+    device_index: int = Field(0, ge=0, le=255, description="which GPU")
     compute_type: ComputeType = Field("default", description="CTranslate2's number format")
     cpu_threads: int | None = Field(
         None,
@@ -108,10 +119,16 @@ class TierConfig(BaseSettings):
     )
     max_concurrency: int = Field(2, ge=1, le=64, description="inferences at the same time")
     max_queue: int | None = Field(
-        None, ge=0, description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY"
+        None,
+        ge=0,
+        le=10_000_000,
+        description="requests that may wait for a slot; default 8 x MAX_CONCURRENCY",
     )
     max_queue_audio_seconds: float | None = Field(
-        None, gt=0, description="seconds of audio that may wait for a slot; none: no such limit"
+        None,
+        ge=SHORTEST_CLIP_S,
+        le=1_000_000,
+        description="seconds of audio that may wait for a slot; none: no such limit",
     )
     beam_size: int = Field(1, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
     doubt_beam_size: int = Field(
@@ -129,26 +146,35 @@ class TierConfig(BaseSettings):
     vad: bool = Field(True, description="detect speech first, and answer silence without inference")
 
     max_upload_mb: float = Field(
-        16, gt=0, le=1024, description="largest audio file, in units of 1,048,576 bytes"
+        16, ge=0.001, le=1024, description="largest audio file, in units of 1,048,576 bytes"
     )
     max_uploads: int | None = Field(
         None,
         ge=1,
+        le=10_000_000,
         description="uploads held at once; default 2 x (MAX_CONCURRENCY + MAX_QUEUE), at least 16",
     )
-    max_audio_seconds: float = Field(600, gt=0, le=14400, description="longest decoded audio")
+    max_audio_seconds: float = Field(
+        600, ge=SHORTEST_CLIP_S, le=14400, description="longest decoded audio"
+    )
     request_timeout_s: float = Field(
-        60, gt=0, le=3600, description="deadline of a request; `X-Deadline-Ms` can shorten it"
+        60,
+        ge=LEAST_TIME_S,
+        le=3600,
+        description="deadline of a request; `X-Deadline-Ms` can shorten it",
     )
 
     infer_timeout_s: float = Field(
-        120, gt=0, le=3600, description="an inference that takes longer makes health 503"
+        120, ge=LEAST_TIME_S, le=3600, description="an inference that takes longer makes health 503"
     )
     wedged_exit_s: float = Field(
         10, ge=0, le=3600, description="then the process ends after so long, with status 70"
     )
     drain_timeout_s: float = Field(
-        30, gt=0, le=3600, description="longest time from SIGTERM to the end of the process"
+        30,
+        ge=LEAST_TIME_S,
+        le=3600,
+        description="longest time from SIGTERM to the end of the process",
     )
 
     api_keys: Keys = Field((), description="comma-separated bearer keys; none at all means open")
@@ -162,9 +188,14 @@ class TierConfig(BaseSettings):
         None, description="further keys of the metrics, one a line; re-read when the file changes"
     )
     rate_limit_rps: float = Field(
-        15, gt=0, description="requests per second and key (client address where no key is set)"
+        15,
+        ge=LEAST_RATE,
+        le=MOST_RATE,
+        description="requests per second and key (client address where no key is set)",
     )
-    rate_limit_burst: int = Field(30, ge=1, description="requests that may come at once")
+    rate_limit_burst: int = Field(
+        30, ge=1, le=MOST_RATE, description="requests that may come at once"
+    )
     trusted_proxies: Networks = Field(
         (), description="comma-separated proxies whose `X-Forwarded-For` counts; none: nobody's"
     )
@@ -182,7 +213,10 @@ class TierConfig(BaseSettings):
         description="collector that traces are sent to, by OTLP over HTTP; none: no tracing",
     )
     slo_clip_seconds: float = Field(
-        10, gt=0, description="longest clip that `stt_slo_request_seconds` counts"
+        10,
+        ge=SHORTEST_CLIP_S,
+        le=14400,
+        description="longest clip that `stt_slo_request_seconds` counts",
     )
 
     @property
@@ -248,7 +282,9 @@ class PrimaryConfig(TierConfig):
     conf_langprob_threshold: float = Field(
         0.70, ge=0, le=1, description="escalate under this probability of the detected language"
     )
-    min_words_for_conf: int = Field(3, ge=0, description="escalate a text of fewer words")
+    min_words_for_conf: int = Field(
+        3, ge=0, le=10_000, description="escalate a text of fewer words"
+    )
     conf_weakest_threshold: float = Field(
         0, ge=0, le=1, description="escalate under this probability of the 3 weakest tokens; 0: off"
     )
@@ -274,7 +310,7 @@ class PrimaryConfig(TierConfig):
         None, description="PEM file with its key; all three are re-read when they change"
     )
     fallback_timeout_s: float = Field(
-        30, gt=0, le=3600, description="longest wait for the fallback"
+        30, ge=LEAST_TIME_S, le=3600, description="longest wait for the fallback"
     )
     on_fallback_failure: Literal["error", "primary"] = Field(
         "error", description="answer 502, or the doubtful text with `degraded: true`"
@@ -297,6 +333,11 @@ class FallbackConfig(TierConfig):
     compute_type: ComputeType = Field("int8", description="CTranslate2's number format")
     beam_size: int = Field(5, ge=1, le=16, description="hypotheses kept while decoding; 1: greedy")
     rate_limit_rps: float = Field(
-        60, gt=0, description="requests per second and key (client address where no key is set)"
+        60,
+        ge=LEAST_RATE,
+        le=MOST_RATE,
+        description="requests per second and key (client address where no key is set)",
     )
-    rate_limit_burst: int = Field(120, ge=1, description="requests that may come at once")
+    rate_limit_burst: int = Field(
+        120, ge=1, le=MOST_RATE, description="requests that may come at once"
+    )

@@ -153,7 +153,7 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(kind) is tuple and get_args(kind)[0] == Language:
         return "a comma-separated list of Whisper's codes such as en"
     if get_origin(kind) is tuple:
-        return "a comma-separated list"
+        return "a comma-separated list of one or more"
     return "text"
 
 

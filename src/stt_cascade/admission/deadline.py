@@ -7,6 +7,8 @@ import time
 from stt_cascade.errors import InvalidRequest
 
 HEADER = "X-Deadline-Ms"
+# Thirty years: beyond any timeout. Python refuses to read numbers of many thousands of digits.
+MOST_DIGITS = 12
 
 
 class Deadline:
@@ -33,6 +35,9 @@ def from_header(value: str | None, longest: float) -> Deadline:
     """
     if value is None:
         return Deadline(longest)
-    if not (value.isascii() and value.isdigit()) or not 0 < len(value) <= 12 or int(value) == 0:
+    number = value.strip(" \t")  # blanks around a header's value are no part of it
+    if not (number.isascii() and number.isdigit()) or not (digits := number.lstrip("0")):
         raise InvalidRequest(f"{HEADER} must be a positive whole number of milliseconds")
-    return Deadline(min(longest, int(value) / 1000))
+    if len(digits) > MOST_DIGITS:
+        return Deadline(longest)
+    return Deadline(min(longest, int(digits) / 1000))

@@ -237,6 +237,8 @@ def _checked(key: str, setting: str) -> str:
     # Anything else could not arrive in a header, and would look like a key that does not work.
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"{setting}: a key may hold printable ASCII without spaces only")
+    if not key.strip(","):
+        raise ConfigError(f"{setting}: a key may not be of commas only")
     return key
 
 

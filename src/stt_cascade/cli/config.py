@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,9 +36,8 @@ def check(
     from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig
     from stt_cascade.config_file import load
 
-    if not file.is_file():
-        reason = os.strerror(errno.EISDIR if file.is_dir() else errno.ENOENT)
-        typer.echo(f"{file}: {reason}", err=True)
+    if why := _unreadable(file):
+        typer.echo(f"{file}: {why}", err=True)
         raise typer.Exit(1)
     tier = tier or guess(file)
     if tier is None:
@@ -52,6 +52,18 @@ def check(
         raise typer.Exit(1) from None
     Console().print(in_force_table(config))
     typer.echo(f"{file}: valid for the {tier}; * differs from the default.")
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why there are no settings to read, if there are none."""
+    try:
+        mode = file.stat().st_mode
+    except OSError as error:
+        return error.strerror
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    # It is read twice, which a pipe cannot be.
+    return None if stat.S_ISREG(mode) else "Not a regular file"
 
 
 def guess(file: Path) -> Tier | None:
