@@ -635,6 +635,18 @@ def test_a_class_of_the_caller_s_needs_no_more_than_read() -> None:
         sent(Broken())
 
 
+def test_a_class_of_the_caller_s_whose_pieces_end_unsaid_holds_up_nobody() -> None:
+    class Spent:
+        def __init__(self) -> None:
+            self._pieces = iter([b"a"])
+
+        def read(self, size: int) -> bytes:
+            return next(self._pieces)
+
+    with pytest.raises(RuntimeError, match="it raised StopIteration"):
+        sent(Spent())
+
+
 # Asynchronous streams
 
 
