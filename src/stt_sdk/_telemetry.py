@@ -136,13 +136,11 @@ class Telemetry:
     """Hands events to hooks, in order. None can break a call, and no asynchronous one slow it.
 
     Attributes:
-        listening: there are hooks; without them, an event need not even be made.
         dropped: events that asynchronous hooks did not get, or not in time.
     """
 
     def __init__(self, hooks: Iterable[TelemetryHook]) -> None:
         self._hooks = tuple(hooks)
-        self.listening = bool(self._hooks)
         self.dropped = 0
         self._failing: set[int] = set()
         self._waiting: deque[_Late] = deque()

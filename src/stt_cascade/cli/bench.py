@@ -15,11 +15,6 @@ import typer
 app = typer.Typer(help="Measure this project against its peers.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Measure this project against its peers."""
-
-
 @app.command("engine")
 def engine(
     sets: Annotated[
