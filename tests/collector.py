@@ -63,10 +63,6 @@ class Collector:
             assert self._changed.wait_for(lambda: enough(self._spans), PATIENCE), self._spans
             return list(self._spans)
 
-    def wait_for_requests(self, number: int) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.requests >= number, PATIENCE)
-
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()

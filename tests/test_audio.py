@@ -196,9 +196,6 @@ def test_what_is_no_audio_is_refused_with_what_is_allowed(name: str) -> None:
     assert "wav, flac, mp3" in message
 
 
-MAGICS = [b"RIFF\xff\xff\xff\xffWAVE", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"\x00\x00\x00\x20ftyp"]
-
-
 @pytest.mark.parametrize("name", ["ffconcat", "m3u8", "sdp", "png"])
 @pytest.mark.parametrize(
     "magic",

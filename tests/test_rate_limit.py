@@ -6,17 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fakes import Clock
 from stt_cascade.admission import rate_limit
 from stt_cascade.admission.rate_limit import RateLimiter
 from stt_cascade.errors import RateLimited
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from stt_sdk._telemetry import (
     RequestStarted,
     Retried,
     Telemetry,
-    TelemetryHook,
 )
 from stt_sdk._types import Confidence, Routing, Timings
 from stt_sdk._within import within
@@ -415,13 +414,6 @@ def test_a_task_that_a_hook_began_is_cancelled_with_the_rest(
             await asyncio.wait(left)
 
     run(test())
-
-
-def test_whether_anybody_listens_can_be_asked() -> None:
-    hooks: list[TelemetryHook] = []
-    assert not Telemetry(hooks).listening
-    Telemetry(hooks).emit(numbered(1))
-    assert Telemetry([lambda event: None]).listening
 
 
 def test_a_hook_may_add_headers_to_a_request() -> None:

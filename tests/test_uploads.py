@@ -11,18 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import Clock
 from stt_cascade.admission import uploads
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.uploads import GRACE_S, MIN_BYTES_PER_S, YIELDS_AFTER_S, Pace, Uploads
 from stt_cascade.errors import Draining, Overloaded, RequestTimeout
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def silence() -> AsyncIterator[bytes]:

@@ -136,7 +136,6 @@ class Telemetry:
     """Hands events to hooks, in order. None can break a call, and no asynchronous one slow it.
 
     Attributes:
-        listening: there are hooks; without them, an event need not even be made.
         dropped: events that asynchronous hooks did not get, or not in time.
 
     Raises:
@@ -148,7 +147,6 @@ class Telemetry:
         for hook in self._hooks:
             if not callable(hook):
                 raise TypeError(f"a telemetry hook must be callable, not {hook!r}")
-        self.listening = bool(self._hooks)
         self.dropped = 0
         self._failing: set[int] = set()
         self._waiting: deque[_Late] = deque()

@@ -16,11 +16,6 @@ from stt_cascade.cli.measuring import JsonFile, as_json, keep, labelled_in, writ
 app = typer.Typer(help="Measure this project against its peers.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """Measure this project against its peers."""
-
-
 @app.command("engine")
 def engine(
     sets: Annotated[

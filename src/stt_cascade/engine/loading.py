@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+import ctranslate2
 import structlog
 
 from stt_cascade.config import TierConfig
+from stt_cascade.engine.encoding import ShortForm
 from stt_cascade.engine.protocol import Engine
+from stt_cascade.engine.whisper import WhisperEngine
 
 log = structlog.get_logger("stt.engine")
 
@@ -21,12 +24,6 @@ def load_whisper(config: TierConfig) -> Engine:
     Raises:
         OSError, RuntimeError, ValueError: as `WhisperEngine`.
     """
-    # Its imports take a second, which a process that only checks its settings need not pay.
-    import ctranslate2
-
-    from stt_cascade.engine.encoding import ShortForm
-    from stt_cascade.engine.whisper import WhisperEngine
-
     device = config.device
     if device == "auto":
         device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"

@@ -22,6 +22,7 @@ from faster_whisper.audio import decode_audio, pad_or_trim
 from stt_cascade.engine.encoding import (
     POSITIONS,
     POSITIONS_PER_SECOND,
+    SAMPLES_PER_FRAME,
     WINDOW_FRAMES,
     States,
     encode_features,
@@ -80,7 +81,7 @@ def make_tail(model: WhisperModel, clips: list[Samples]) -> States:
     total: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
     counts = np.zeros((POSITIONS, 1))
     for samples in clips:
-        features = model.feature_extractor(samples, padding=WINDOW_FRAMES * 160)
+        features = model.feature_extractor(samples, padding=WINDOW_FRAMES * SAMPLES_PER_FRAME)
         states = to_host(encode_features(model, pad_or_trim(features[:, :WINDOW_FRAMES])))[0]
         settled = int((len(samples) / SAMPLE_RATE + SETTLE_SECONDS) * POSITIONS_PER_SECOND)
         total = np.zeros(states.shape, np.float64) if total is None else total
