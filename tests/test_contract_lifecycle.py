@@ -92,7 +92,7 @@ class Process:
         """Whether it works for others meanwhile, and no byte comes here."""
         before = untaken(connection)
         for _ in range(20):
-            assert self.client.get("/v1/health").status_code == 200
+            assert self.client.get("/metrics").status_code == 200
         return before == untaken(connection) > 0
 
     def snapshot(self) -> dict[str, Any]:

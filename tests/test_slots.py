@@ -341,13 +341,21 @@ def test_a_deadline_never_goes_below_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [(None, 60), ("1", 0.001), ("1500", 1.5), ("999999999999", 60)]
+    ("header", "seconds"),
+    [
+        (None, 60),
+        ("1", 0.001),
+        ("1500", 1.5),
+        (" 1500\t", 1.5),
+        ("999999999999", 60),
+        ("1" * 13, 60),
+    ],
 )
 def test_a_callers_deadline_shortens_only(header: str | None, seconds: float) -> None:
     assert from_header(header, 60).remaining == pytest.approx(seconds, abs=0.01)
 
 
-@pytest.mark.parametrize("header", ["", "0", "000", "-1", "+1", "1.0", "1e3", " 1", "٣", "1" * 13])
+@pytest.mark.parametrize("header", ["", "0", "000", "-1", "+1", "1.0", "1e3", "1 5", "٣"])
 def test_any_other_deadline_is_refused(header: str) -> None:
     with pytest.raises(InvalidRequest, match="X-Deadline-Ms"):
         from_header(header, 60)
