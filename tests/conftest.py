@@ -50,6 +50,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# Fixtures that say what a test needs; a test that needs it otherwise is marked where it stands.
+MARKED_BY_FIXTURE = {
+    "weights": {"base", "short", "base_with_a_beam", "tiny_en"},
+    "socket": {"tiers", "shared_tiers"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses a fixture of `MARKED_BY_FIXTURE`, directly or through another."""
+    for item in items:
+        for marker, fixtures in MARKED_BY_FIXTURE.items():
+            if fixtures & set(getattr(item, "fixturenames", ())):
+                item.add_marker(marker)
+
+
 @pytest.fixture
 def tiers() -> Iterator[Tiers]:
     """Tiers for one test."""
