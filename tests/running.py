@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import re
 import socket
@@ -44,6 +45,31 @@ def until(true: Callable[[], bool], what: str, patience: float = PATIENCE) -> No
         time.sleep(0.002)
 
 
+# Loading the system's CAs takes longer than most tests; plain HTTP needs none of them.
+_NO_CAS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which looks every few milliseconds, not every 100, whether it may end."""
+
+    TICK_S = 0.005
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # noqa: ASYNC110  # uvicorn announces none of this
+            await asyncio.sleep(self.TICK_S)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110
+            await asyncio.sleep(self.TICK_S)
+        for server in self.servers:
+            await server.wait_closed()
+        await self.lifespan.shutdown()
+
+
 class RunningTier:
     """A tier that serves on a port of 127.0.0.1, in a thread with an event loop of its own.
 
@@ -70,11 +96,11 @@ class RunningTier:
         keys = config.api_keys
         self.key = keys[0].get_secret_value() if keys else None
         self.client = httpx2.Client(
-            base_url=self.url, timeout=PATIENCE, trust_env=False, verify=context or True
+            base_url=self.url, timeout=PATIENCE, trust_env=False, verify=context or _NO_CAS
         )
         self._callers = ThreadPoolExecutor(16)
         common: dict[str, Any] = {"log_config": None, "lifespan": "on", "proxy_headers": False}
-        self._server = uvicorn.Server(uvicorn.Config(self.app, http=http, **common, **options))
+        self._server = _Server(uvicorn.Config(self.app, http=http, **common, **options))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
         until(lambda: self._server.started, "the server listens")
