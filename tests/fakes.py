@@ -24,6 +24,7 @@ from stt_cascade.engine.protocol import Clip, Options, Samples, Segment, Span, U
 from stt_cascade.http.app import create_app
 from stt_cascade.http.protocol import Protocol
 from stt_cascade.telemetry import logs
+from stt_cascade.warning_codes import WarningCode
 
 PATIENCE = 60.0  # seconds after which a test gives up: a busy machine is slow to load a model
 PRIMARY_KEY = "primary-key-0123456789"
@@ -60,6 +61,9 @@ class FakeEngine:
         weakest: float = 0.8,
         full_context: bool = False,
         doubted: bool = False,
+        looped: bool = False,
+        covered: bool = True,
+        warnings: tuple[WarningCode, ...] = (),
         raises: Exception | None = None,
         holds: threading.Event | None = None,
         loads: threading.Event | None = None,
@@ -73,6 +77,9 @@ class FakeEngine:
         self.weakest = weakest
         self.full_context = full_context
         self.doubted = doubted
+        self.looped = looped
+        self.covered = covered
+        self.warnings = warnings
         self.raises = raises
         self.holds = holds
         self.loads = loads
@@ -114,12 +121,24 @@ class FakeEngine:
         return Utterance(
             language=options.language or self.language,
             language_probability=self.language_probability if detected else None,
-            segments=(Segment(0.0, clip.duration, self.text, -0.1, 0.01),),
+            segments=(
+                Segment(
+                    0.0,
+                    clip.duration,
+                    self.text,
+                    -0.1,
+                    0.01,
+                    suspect=self.looped or not self.covered,
+                ),
+            ),
             avg_logprob=math.log(self.logprob) if self.logprob else -math.inf,
             tokens=5,
             weakest=self.weakest,
             full_context=self.full_context,
             doubted=self.doubted,
+            looped=self.looped,
+            covered=self.covered,
+            warnings=self.warnings,
         )
 
     def wait_for(self, calls: int) -> None:

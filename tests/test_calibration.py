@@ -123,6 +123,10 @@ def test_a_text_that_the_gates_sent_on_is_not_the_primarys() -> None:
         Heard.of(transcription("low_confidence", "fallback"))
     assert Heard.of(transcription()).infer_ms == 7
     assert Heard.of(transcription(tier="fallback")).infer_ms == 30
+    for gate in ("coverage", "loop"):  # no threshold turns these off
+        sent_on = transcription("low_confidence", "fallback")
+        routing = replace(sent_on.routing, below=(gate,))
+        assert not Heard.of(replace(sent_on, routing=routing)).own
     foreign = Heard.of(transcription("language", "fallback"))
     assert (foreign.own, foreign.scores, foreign.infer_ms) == (False, None, 0)
 

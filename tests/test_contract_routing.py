@@ -47,6 +47,8 @@ def test_a_sure_text_is_the_answer(tiers: Tiers) -> None:
         ("langprob", FakeEngine(language_probability=0.69)),
         ("words", FakeEngine("two words")),
         ("weakest", FakeEngine(weakest=0.24)),
+        ("coverage", FakeEngine(covered=False)),
+        ("loop", FakeEngine(looped=True)),
     ],
 )
 def test_each_gate_alone_escalates(tiers: Tiers, gate: str, doubtful: FakeEngine) -> None:
@@ -293,3 +295,28 @@ def test_a_language_that_neither_model_knows_is_the_callers_mistake(tiers: Tiers
     assert answer.json()["error"]["type"] == "invalid_request"
     assert "'yue'" in answer.json()["error"]["message"]
     assert results(primary) == {"used": 0, "skipped": 0, "failed": 0}
+
+
+def test_a_text_that_is_known_to_be_incomplete_says_so_everywhere(tiers: Tiers) -> None:
+    engine = FakeEngine(covered=False, warnings=("text_incomplete",))
+    primary, fallback = tiers.cascade(engine, on_fallback_failure="primary")
+    fallback.fake.raises = RuntimeError("broken")
+    answer = primary.transcribe().json()
+    assert answer["warnings"] == [
+        {
+            "code": "text_incomplete",
+            "message": "Part of the speech may be missing from the text.",
+        }
+    ]
+    assert answer["segments"][0]["suspect"] is True
+    assert primary.metric("stt_warnings_total", code="text_incomplete") == 1
+    assert primary.metric("stt_warnings_total", code="text_cut") == 0
+
+
+def test_the_warnings_of_an_answer_are_those_of_the_tier_whose_text_it_is(tiers: Tiers) -> None:
+    primary, fallback = tiers.cascade(FakeEngine(looped=True, warnings=("prompt_ignored",)))
+    fallback.fake.warnings = ("text_cut",)
+    answer = primary.transcribe().json()
+    assert [warning["code"] for warning in answer["warnings"]] == ["text_cut"]
+    assert primary.metric("stt_warnings_total", code="text_cut") == 1
+    assert primary.metric("stt_warnings_total", code="prompt_ignored") == 0

@@ -49,9 +49,11 @@ def test_a_sure_text_is_accepted() -> None:
         ("langprob", {"language_probability": 0.69}),
         ("words", {"words": 2}),
         ("weakest", {"weakest": 0.24}),
+        ("coverage", {"covered": False}),
+        ("loop", {"looped": True}),
     ],
 )
-def test_each_gate_fails_alone(gate: str, doubt: dict[str, float]) -> None:
+def test_each_gate_fails_alone(gate: str, doubt: dict[str, object]) -> None:
     assert gates(decide(dataclasses.replace(SURE, **doubt), POLICY)) == (gate,)  # type: ignore[arg-type]
 
 
@@ -96,6 +98,7 @@ opinions = st.builds(
     language=st.sampled_from([None, "en", "de"]),
     weakest=st.none() | ratio,
     words=st.integers(0, 6),
+    suspect=st.booleans(),
 )
 
 
@@ -107,7 +110,8 @@ def test_the_primarys_text_is_picked_only_if_it_is_known_to_be_stronger(
     stronger = known and ours.weakest > theirs.weakest  # type: ignore[operator]
     same = ours.language == theirs.language
     as_long = 0 < max(ours.words, theirs.words) <= 2 * min(ours.words, theirs.words)
-    expected = "primary" if stronger and same and as_long else "fallback"
+    trusted = stronger and not ours.suspect
+    expected = "primary" if trusted and same and as_long else "fallback"
     assert pick(ours, theirs) == expected
 
 

@@ -43,6 +43,7 @@ from stt_cascade.http.upload import AUDIO_FIELDS, TEXT_FIELDS
 from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.metrics import TRANSCRIBE, Metrics
+from stt_cascade.warning_codes import MESSAGES
 
 # Names that look like settings, and belong to the environment of a shell.
 ENVIRONMENT = {
@@ -178,6 +179,10 @@ def test_every_cause_of_a_failed_fallback_has_a_row() -> None:
     assert named("docs/api.md", "### When the fallback fails") == list(CAUSES)
 
 
+def test_every_warning_has_a_row_with_its_message() -> None:
+    assert {row[0].strip("`"): row[1] for row in rows("docs/api.md", "### Warnings")} == MESSAGES
+
+
 def test_every_reason_has_a_row() -> None:
     assert named("docs/api.md", "### Reasons") == list(get_args(Reason))
 
@@ -197,7 +202,7 @@ def refused(refusal: Refusal) -> tuple[set[str], set[str]]:
 
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         for field in dataclasses.fields(Record):
-            if getattr(record_of(scope), field.name) in (None, False):
+            if getattr(record_of(scope), field.name) in (None, False, ()):
                 setattr(record_of(scope), field.name, known[str(field.type).split(" |")[0]])
         raise refusal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ from stt_cascade.cascade.confidence import Scores
 from stt_cascade.engine.protocol import Segment
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.record import Record
+from stt_cascade.warning_codes import MESSAGES, WarningCode
 
 Reason = Literal["accepted", "no_speech", "low_confidence", "primary_error", "language"]
 
@@ -33,6 +35,9 @@ class SegmentPart(_Part):
     avg_logprob: float = Field(description="Mean log-probability of the segment's tokens.")
     no_speech_prob: float = Field(description="0 to 1, Whisper's own view.")
     words: list[WordPart] = Field(description="Filled with `timestamps=word` only.")
+    suspect: bool = Field(
+        default=False, description="It looks like a loop, or like less than what was said."
+    )
 
 
 class Confidence(_Part):
@@ -56,6 +61,11 @@ class Timings(_Part):
     total: float
 
 
+class WarningPart(_Part):
+    code: str = Field(description="One of a closed set; a newer service may know more.")
+    message: str
+
+
 class Answer(_Part):
     """Times are in seconds, except `timings_ms`."""
 
@@ -68,6 +78,9 @@ class Answer(_Part):
     confidence: Confidence
     routing: Routing
     segments: list[SegmentPart]
+    warnings: list[WarningPart] = Field(
+        default=[], description="What is known to be missing from the text."
+    )
     timings_ms: Timings
     request_id: str
 
@@ -120,7 +133,13 @@ def _segment(segment: Segment) -> SegmentPart:
             )
             for word in segment.words
         ],
+        suspect=segment.suspect,
     )
+
+
+def warnings(codes: Iterable[WarningCode]) -> list[WarningPart]:
+    """The warnings of an answer, each once."""
+    return [WarningPart(code=code, message=MESSAGES[code]) for code in dict.fromkeys(codes)]
 
 
 def timings(record: Record) -> Timings:

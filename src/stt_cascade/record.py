@@ -51,6 +51,7 @@ class Record:
     below: tuple[str, ...] | None = None
     lang_check_applicable: bool | None = None
     degraded: bool = False
+    warnings: tuple[str, ...] = ()
     primary_weakest: float | None = None
     fallback_weakest: float | None = None
     picked: str | None = None

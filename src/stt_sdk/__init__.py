@@ -54,6 +54,7 @@ from stt_sdk._types import (
     Timestamps,
     Timings,
     Transcription,
+    TranscriptionWarning,
     Word,
 )
 from stt_sdk._version import __version__
@@ -104,6 +105,7 @@ __all__ = [
     "Timestamps",
     "Timings",
     "Transcription",
+    "TranscriptionWarning",
     "UnauthorizedError",
     "Word",
     "__version__",

@@ -21,8 +21,23 @@ class Word:
 
 
 @dataclass(frozen=True)
+class TranscriptionWarning:
+    """What is known to be missing from a text: a code to branch on, and a sentence.
+
+    A newer service may send codes that this client does not know.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Segment:
-    """Times in seconds from the clip's start; `words` is filled with `timestamps="word"` only."""
+    """Times in seconds from the clip's start; `words` is filled with `timestamps="word"` only.
+
+    Attributes:
+        suspect: the text looks like a loop, or like less than what was said.
+    """
 
     start: float
     end: float
@@ -30,6 +45,7 @@ class Segment:
     avg_logprob: float
     no_speech_prob: float
     words: tuple[Word, ...]
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class Transcription:
     """One clip's text and everything that is known about it. Durations in seconds.
 
     Attributes:
+        warnings: what is known to be missing from the text.
         language_checked: whether the language was detected, so that its gate applied; a fallback
             has no gates. None: the service did not say.
         fallback_error: why the fallback gave no text, in a degraded answer: `cause: sentence`.
@@ -133,6 +150,7 @@ class Transcription:
     segments: tuple[Segment, ...]
     timings_ms: Timings
     request_id: str
+    warnings: tuple[TranscriptionWarning, ...] = ()
     language_checked: bool | None = None
     fallback_error: str | None = None
     host: str = ""
@@ -184,6 +202,10 @@ class Transcription:
                 )
             ),
             request_id=_read(data, "request_id", str),
+            warnings=tuple(
+                TranscriptionWarning(_read(warning, "code", str), _read(warning, "message", str))
+                for warning in data.get("warnings", ())
+            ),
             language_checked=None if checked is None else checked == "true",
             fallback_error=headers.get("X-Fallback-Error"),
             **call,
@@ -218,4 +240,5 @@ def _segment(data: Mapping[str, Any]) -> Segment:
             )
             for word in _read(data, "words", list)
         ),
+        suspect=data.get("suspect") is True,
     )

@@ -25,12 +25,16 @@ class Scores:
         weakest: mean probability of the 3 weakest tokens, 0 to 1.
         words: how many words the text has.
         language_probability: None unless the language was detected.
+        covered: whether the text accounts for the speech.
+        looped: the text looks like a loop.
     """
 
     logprob: float
     weakest: float
     words: int
     language_probability: float | None
+    covered: bool = True
+    looped: bool = False
 
     @classmethod
     def of(cls, transcript: Transcript) -> Scores:
@@ -39,6 +43,8 @@ class Scores:
             weakest=transcript.weakest,
             words=count_words(transcript.text),
             language_probability=transcript.language_probability,
+            covered=transcript.covered,
+            looped=transcript.looped,
         )
 
 

@@ -8,8 +8,10 @@ from typing import Literal, get_args
 from stt_cascade.cascade.confidence import Scores, count_words
 from stt_cascade.config import PrimaryConfig
 
-Gate = Literal["logprob", "langprob", "words", "weakest"]
-GATES: tuple[Gate, ...] = ("logprob", "langprob", "words", "weakest")
+Gate = Literal["logprob", "langprob", "words", "weakest", "coverage", "loop"]
+GATES: tuple[Gate, ...] = get_args(Gate)
+# These have thresholds in the settings; the others fail on facts, whatever the settings.
+TUNABLE: tuple[Gate, ...] = ("logprob", "langprob", "words", "weakest")
 Author = Literal["primary", "fallback"]
 AUTHORS: tuple[Author, ...] = get_args(Author)
 # Of two texts of one clip, the shorter has this share of the longer one's words, or one of them
@@ -56,6 +58,8 @@ def decide(scores: Scores, policy: Policy) -> Accept | Escalate:
         "langprob": probability is not None and probability < policy.langprob,
         "words": scores.words < policy.words,
         "weakest": scores.weakest < policy.weakest,
+        "coverage": not scores.covered,
+        "loop": scores.looped,
     }
     gates = tuple(gate for gate in GATES if failed[gate])
     return Escalate(gates) if gates else Accept()
@@ -69,16 +73,21 @@ class Opinion:
         language: that the tier heard; None: nobody speaks.
         weakest: mean probability of the text's 3 weakest tokens, 0 to 1; None: unknown.
         words: how many the text has.
+        suspect: the text looks like a loop, or like less than what was said.
     """
 
     language: str | None
     weakest: float | None
     words: int
+    suspect: bool = False
 
     @classmethod
-    def of(cls, text: str, language: str | None, weakest: float | None) -> Opinion:
+    def of(
+        cls, text: str, language: str | None, weakest: float | None, *, suspect: bool = False
+    ) -> Opinion:
         # As answers show it: a primary that is stronger by less is not seen to be.
-        return cls(language, None if weakest is None else round(weakest, 4), count_words(text))
+        weakest = None if weakest is None else round(weakest, 4)
+        return cls(language, weakest, count_words(text), suspect)
 
 
 def pick(ours: Opinion, theirs: Opinion) -> Author:
@@ -89,6 +98,8 @@ def pick(ours: Opinion, theirs: Opinion) -> Author:
     weak token, and one that breaks off after a clear beginning hides what it did not understand.
     """
     if ours.weakest is None or theirs.weakest is None or ours.language != theirs.language:
+        return "fallback"
+    if ours.suspect:
         return "fallback"
     shorter, longer = sorted((ours.words, theirs.words))
     if not shorter or shorter < COMPARABLE * longer:

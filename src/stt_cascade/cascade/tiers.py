@@ -12,7 +12,7 @@ import structlog
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
-from stt_cascade.answer import Answer, Reason, Routing, heard, timings
+from stt_cascade.answer import Answer, Reason, Routing, heard, timings, warnings
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.cascade.decision import Accept, Author, Opinion, Policy, decide, pick
 from stt_cascade.cascade.fallback_answer import FallbackError
@@ -141,8 +141,11 @@ class Tier(ABC):
         record.reason = reason
         record.text = "" if transcript is None else transcript.text
         record.language = None if transcript is None else transcript.language
+        warned = warnings((*clip.warnings, *(transcript.warnings if transcript else ())))
+        record.warnings = tuple(warning.code for warning in warned)
         return Answer(
             **heard(transcript),
+            warnings=warned,
             duration=round(clip.duration, 3),
             speech_duration=round(clip.speech_duration, 3),
             model=self._config.model,
@@ -282,6 +285,7 @@ class Primary(Tier):
             return self._answer(transcript, clip, record, reason)
         record.final_model = theirs.model
         record.text, record.language = theirs.text, theirs.language
+        record.warnings = tuple(warning.code for warning in theirs.warnings)
         return theirs.model_copy(
             update={
                 "routing": Routing(
@@ -300,7 +304,12 @@ class Primary(Tier):
         """Whose text it is, of the doubtful one and the fallback's."""
         if self._final_pick == "fallback":
             return "fallback"
-        ours = Opinion.of(transcript.text, transcript.language, transcript.weakest)
+        ours = Opinion.of(
+            transcript.text,
+            transcript.language,
+            transcript.weakest,
+            suspect=transcript.looped or not transcript.covered,
+        )
         other = Opinion.of(theirs.text, theirs.language, theirs.confidence.weakest)
         picked = pick(ours, other)
         record.primary_weakest, record.fallback_weakest = ours.weakest, other.weakest

@@ -22,6 +22,8 @@ WHY = {
     "weakest": "the primary's weakest words were too doubtful",
     "langprob": "the primary was not sure of the language",
     "words": "the primary heard too few words",
+    "coverage": "the primary's text was too short for the speech",
+    "loop": "the primary's text repeated itself",
     "language": "the primary does not know the language",
     "primary_error": "the primary failed",
 }

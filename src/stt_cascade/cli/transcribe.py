@@ -116,6 +116,8 @@ def table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
     for file, outcome in rows:
         if isinstance(outcome, Transcription):
             text = Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim")
+            for warning in outcome.warnings:
+                text.append(f"\n{warning.message}", "yellow")
             shown.add_row(file.name, text, "\n".join(_how(outcome)))
         else:
             shown.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"))

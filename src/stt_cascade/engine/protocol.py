@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stt_cascade.warning_codes import WarningCode
+
 SAMPLE_RATE = 16_000
 
 Samples = npt.NDArray[np.float32]
@@ -35,10 +37,12 @@ class Clip:
     Attributes:
         samples: shape (n,), float32 in [-1, 1], mono, 16 kHz.
         speech: where somebody speaks, in order, without overlap; empty if nobody does.
+        warnings: what decoding the upload lost.
     """
 
     samples: Samples
     speech: tuple[Span, ...]
+    warnings: tuple[WarningCode, ...] = ()
 
     @property
     def duration(self) -> float:
@@ -73,7 +77,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Times in seconds from the clip's start; log-probabilities are natural."""
+    """Times in seconds from the clip's start; log-probabilities are natural.
+
+    Attributes:
+        suspect: the text looks like a loop, or like less than what was said.
+    """
 
     start: float
     end: float
@@ -81,6 +89,7 @@ class Segment:
     avg_logprob: float
     no_speech_prob: float
     words: tuple[Word, ...] = ()
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,9 @@ class Utterance:
             with timestamps; None: all of it was heard.
         full_context: the short encoding went wrong, and the window was encoded in full after it.
         doubted: the greedy text was in doubt, and a beam had a second look.
+        looped: the text still looks like a loop after its retry.
+        covered: whether the text accounts for the speech in the window, as far as can be told.
+        warnings: what of the speech is known to be missing from the text, and why.
     """
 
     language: str
@@ -106,6 +118,9 @@ class Utterance:
     weakest: float
     full_context: bool = False
     doubted: bool = False
+    looped: bool = False
+    covered: bool = True
+    warnings: tuple[WarningCode, ...] = ()
     heard_until: float | None = None
 
 

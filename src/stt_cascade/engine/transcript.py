@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stt_cascade.engine.protocol import SAMPLE_RATE, Segment, Span, Utterance
+from stt_cascade.warning_codes import WarningCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class Transcript:
             windows weighted by their duration.
         full_context_retries: windows that the short encoding made loop, encoded anew in full.
         second_looks: windows whose greedy text was in doubt, decoded again with a beam.
+        looped: a window's text still looks like a loop after its retry.
+        covered: whether every window's text accounts for its speech, as far as can be told.
+        warnings: what is known to be missing from the text; each code once.
     """
 
     text: str
@@ -31,6 +35,9 @@ class Transcript:
     weakest: float
     full_context_retries: int
     second_looks: int
+    looped: bool = False
+    covered: bool = True
+    warnings: tuple[WarningCode, ...] = ()
 
 
 def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
@@ -60,6 +67,9 @@ def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
         weakest=weakest,
         full_context_retries=sum(utterance.full_context for _, utterance in heard),
         second_looks=sum(utterance.doubted for _, utterance in heard),
+        looped=any(utterance.looped for _, utterance in heard),
+        covered=all(utterance.covered for _, utterance in heard),
+        warnings=tuple(dict.fromkeys(code for _, u in heard for code in u.warnings)),
     )
 
 

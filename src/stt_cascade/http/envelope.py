@@ -206,6 +206,7 @@ class Envelope:
             "below": record.below,
             "fallback_used": record.fallback_used,
             "degraded": record.degraded or None,
+            "warnings": record.warnings or None,
             "primary_weakest": record.primary_weakest,
             "fallback_weakest": record.fallback_weakest,
             "picked": record.picked,

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stt_cascade.cascade.confidence import Scores
+from stt_cascade.cascade.decision import TUNABLE
 from stt_sdk import Transcription
 
 # Such an answer has the text of another tier, whatever the thresholds.
-NOT_ITS_OWN = ("language", "primary_error")
+NOT_ITS_OWN = ("language", "primary_error", "low_confidence")
 
 
 class ForeignText(Exception):
@@ -49,10 +50,9 @@ class Heard:
         Raises:
             ForeignText: it is not the text of the tier that was asked.
         """
-        if answer.routing.reason == "low_confidence":
-            raise ForeignText(
-                "it escalates by thresholds (" + ", ".join(answer.routing.below) + ")"
-            )
+        by_threshold = [gate for gate in answer.routing.below if gate in TUNABLE]
+        if answer.routing.reason == "low_confidence" and by_threshold:
+            raise ForeignText("it escalates by thresholds (" + ", ".join(by_threshold) + ")")
         times, own = answer.timings_ms, answer.routing.tier == "primary"
         return cls(
             text=answer.text,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stt_cascade.cascade.decision import GATES
+from stt_cascade.cascade.decision import TUNABLE
 from stt_cascade.measure.choosing import FAMILIES, Families, Target, held_curve
 from stt_cascade.measure.figures import RESAMPLES, alone, figure, percent, routed
 from stt_cascade.measure.plans import Plan, thresholds
@@ -122,9 +122,9 @@ def scores(clips: Clips, resampled: Floats) -> dict[str, Any]:
 def curves(clips: Clips, found: Families, calibrate: Bools) -> dict[str, list[list[float]]]:
     """Points of escalation and WER, of single gates with their threshold."""
     curves: dict[str, list[list[float]]] = {}
-    for gate in GATES:
+    for gate in TUNABLE:
         all_ = worth(clips, found[gate].escalated, clips.once())
-        column = GATES.index(gate)
+        column = TUNABLE.index(gate)
         curves[gate] = [
             [round(float(value), 4) for value in point]
             for point in zip(

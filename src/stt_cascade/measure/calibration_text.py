@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stt_cascade.cascade.decision import GATES, Gate
+from stt_cascade.cascade.decision import TUNABLE, Gate
 from stt_cascade.measure.routing import PICKS
 
 SETTINGS: dict[Gate, str] = {
@@ -99,7 +99,7 @@ def env(report: Report) -> str:
         f"# {report['command']}",
         f"# {report['target']}: {chosen['escalation']['value']:.1f} % escalation, "
         f"WER {chosen['wer']['value']:.2f} %",
-        *(f"{SETTINGS[gate]}={values[gate]:g}" for gate in GATES),
+        *(f"{SETTINGS[gate]}={values[gate]:g}" for gate in TUNABLE),
         f"FINAL_PICK={chosen['pick']}",
     ]
     return "\n".join(lines) + "\n"
@@ -113,7 +113,7 @@ def tables(report: Report) -> Iterator[Table]:
         ("setting", "value", "range"),
         tuple(
             (SETTINGS[gate], f"{chosen['thresholds'][gate]:g}", _range(chosen["ranges"].get(gate)))
-            for gate in GATES
+            for gate in TUNABLE
         ),
     )
     yield Table(
@@ -222,7 +222,7 @@ def _own(own: Report) -> str:
 
 
 def _policy(thresholds: Report) -> str:
-    on = [f"{gate} {thresholds[gate]:g}" for gate in GATES if thresholds[gate]]
+    on = [f"{gate} {thresholds[gate]:g}" for gate in TUNABLE if thresholds[gate]]
     return " + ".join(on) or "no gate"
 
 

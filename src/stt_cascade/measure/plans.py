@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stt_cascade.cascade.decision import GATES, Gate, Policy
+from stt_cascade.cascade.decision import TUNABLE, Gate, Policy
 from stt_cascade.measure.choosing import (
     FAMILIES,
     Families,
@@ -100,7 +100,7 @@ def thresholds(
         bool(reached[0]),
         {
             gate: interval(policies.thresholds[again, column])
-            for column, gate in enumerate(GATES)
+            for column, gate in enumerate(TUNABLE)
             if gate in FAMILIES[gates]
         },
     )

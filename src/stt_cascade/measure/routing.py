@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stt_cascade.cascade.confidence import Scores
-from stt_cascade.cascade.decision import GATES, Escalate, Gate, Opinion, Policy, decide, pick
+from stt_cascade.cascade.decision import TUNABLE, Escalate, Gate, Opinion, Policy, decide, pick
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
@@ -118,7 +118,7 @@ class Routes:
     """Policies, and what each escalates.
 
     Attributes:
-        thresholds: shape (policies, gates), in the order of `GATES`.
+        thresholds: shape (policies, gates), in the order of `TUNABLE`.
         escalated: shape (policies, clips).
     """
 
@@ -129,7 +129,7 @@ class Routes:
         return len(self.thresholds)
 
     def policy(self, index: int) -> Policy:
-        row = dict(zip(GATES, self.thresholds[index].tolist(), strict=True))
+        row = dict(zip(TUNABLE, self.thresholds[index].tolist(), strict=True))
         return Policy(row["logprob"], row["langprob"], int(row["words"]), row["weakest"])
 
 
@@ -138,9 +138,9 @@ def routes(clips: Clips, grid: Mapping[Gate, Sequence[float]]) -> Routes:
 
     A clip is escalated if one gate fails, so each gate is asked by itself, once.
     """
-    thresholds = np.zeros((1, len(GATES)))
+    thresholds = np.zeros((1, len(TUNABLE)))
     escalated = clips.escalated(OFF)[None]
-    for column, gate in enumerate(GATES):
+    for column, gate in enumerate(TUNABLE):
         values = sorted({0.0, *grid.get(gate, ())})
         fails = np.array([clips.escalated(alone(gate, value)) for value in values])
         escalated = (escalated[:, None] | fails[None]).reshape(-1, len(clips))
@@ -155,7 +155,7 @@ def routes(clips: Clips, grid: Mapping[Gate, Sequence[float]]) -> Routes:
 
 def alone(gate: Gate, threshold: float) -> Policy:
     """A policy with one gate."""
-    values = {**dict.fromkeys(GATES, 0.0), gate: threshold}
+    values = {**dict.fromkeys(TUNABLE, 0.0), gate: threshold}
     return Policy(values["logprob"], values["langprob"], int(values["words"]), values["weakest"])
 
 

@@ -27,6 +27,7 @@ from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
 from stt_cascade.telemetry.gpu import Reading
+from stt_cascade.warning_codes import WARNING_CODES
 
 # The contract names no *_created series.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
@@ -113,6 +114,9 @@ class Metrics:
         self._second_looks = counter(
             "stt_second_looks_total", "Windows decoded again with a beam, after a doubtful text."
         )
+        self._warnings = counter(
+            "stt_warnings_total", "Answers that warn of something missing from the text.", "code"
+        )
         self._audio = counter("stt_audio_seconds_total", "Seconds of audio decoded.")
         self._total = seconds("stt_request_total_seconds", "End to end, answers 200.")
         self._slo = seconds("stt_slo_request_seconds", "The same, clips up to SLO_CLIP_SECONDS.")
@@ -141,6 +145,7 @@ class Metrics:
             (self._shadows, SHADOW_RESULTS),
             (self._conf_below, GATES),
             (self._rejected, REJECTIONS),
+            (self._warnings, WARNING_CODES),
             (self._confidence, ("logprob", "weakest", "langprob")),
         ):
             for value in values:
@@ -169,6 +174,9 @@ class Metrics:
         self._total.observe(total)
         self._rolling["total"].append(record.total_ms)
         self._counts["answered"] += 1
+        for code in record.warnings:
+            if code in WARNING_CODES:  # a newer fallback may know more
+                self._warnings.labels(code).inc()
         if record.audio_seconds is not None and record.audio_seconds <= self._slo_clip_seconds:
             self._slo.observe(total)
 

@@ -77,6 +77,7 @@ def of_request(record: Record, config: TierConfig) -> Facts:
         "stt.below": record.below or None,
         "stt.fallback_used": record.fallback_used,
         "stt.degraded": record.degraded or None,
+        "stt.warnings": record.warnings or None,
         "stt.picked": record.picked,
     }
 
