@@ -730,6 +730,8 @@ else:
             # Whether this machine is fast enough is not the question.
             yield Service(primary.url, primary.key, slo=0, repeat=1)
 
+    @pytest.mark.process
+    @pytest.mark.weights
     @pytest.mark.parametrize("name", CHECKS)
     def test_the_service_does_what_its_interface_says(stt: Service, name: str) -> None:
         state, said = verdict(stt, CHECKS[name])

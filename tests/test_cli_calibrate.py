@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from conftest import SPEECH, model
 from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine
+from ports import own_port
 from running import RunningTier, Tiers, until
 from stt_cascade.cli import asking
 from stt_cascade.cli.app import app
@@ -387,6 +388,8 @@ def test_what_other_code_said_is_no_answer_of_this_one(
     assert asking.started_here(recipe, tmp_path) != before
 
 
+@pytest.mark.process
+@pytest.mark.weights
 def test_real_tiers_are_started_for_it_with_the_gates_off(tmp_path: Path) -> None:
     model("base")
     if not SPEECH.is_dir():
@@ -403,7 +406,7 @@ def test_real_tiers_are_started_for_it_with_the_gates_off(tmp_path: Path) -> Non
     figures = tmp_path / "x.json"
     result = stt(
         *("calibrate", str(clips), "--models", str(model("base").parent)),
-        *("--port", "19150", "--fallback-port", "19170"),
+        *("--port", str(own_port()), "--fallback-port", str(own_port())),
         *("--cache", str(tmp_path / "cache"), "--json", str(figures)),
     )
     assert result.exit_code == 1

@@ -21,6 +21,8 @@ from fakes import PATIENCE, Reply, ScriptedFallback
 from running import env_file, read_response, until
 from tones import wav
 
+pytestmark = pytest.mark.process
+
 TESTS = Path(__file__).parent
 MODEL = {"DEVICE": "cpu", "VAD": "off"}
 HALF_A_BODY = (

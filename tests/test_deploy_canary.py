@@ -13,6 +13,8 @@ from deploy import engines
 from deploy.kubernetes import CASES, objects, render
 from deploy.kubernetes_queries import queries
 
+pytestmark = pytest.mark.engines
+
 HERE = '{namespace="stt"}'
 RATIO, EXCESS = f"stt:canary_p95_ratio{HERE}", f"stt:canary_fallback_failure_excess{HERE}"
 POD = 'job="stt-primary", namespace="stt", role="canary", instance="one"'

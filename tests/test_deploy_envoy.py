@@ -23,7 +23,7 @@ NAMES = """\
         - {san_type: DNS, matcher: {exact: stt-primary}}
 """
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = [pytest.mark.engines, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 
 def test_nothing_is_wrong_with_the_files() -> None:

@@ -26,7 +26,11 @@ from faults.stub import Stub
 from faults.tiers import Tier
 from stt_cascade.cli.child import HOST
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.process,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
 
 Scenario = Callable[[Balancer, list[Tier]], Coroutine[Any, Any, None]]
 SLOW = Stub(seconds=600.0)

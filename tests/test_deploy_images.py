@@ -48,6 +48,7 @@ def spoil(file: Path, what: str, instead: str) -> None:
     file.write_text(text.replace(what, instead))
 
 
+@pytest.mark.engines
 def test_there_is_nothing_wrong_with_the_files() -> None:
     needs("hadolint", "dclint", "docker-compose")
     assert list(images.check(ROOT)) == []
@@ -61,6 +62,7 @@ def test_there_is_nothing_wrong_with_the_files() -> None:
         ("apt-get update \\\n    &&", "cd /tmp &&", "DL3003"),
     ],
 )
+@pytest.mark.engines
 def test_hadolint_reads_the_dockerfiles(copy: Path, what: str, instead: str, said: str) -> None:
     needs("hadolint")
     spoil(copy / "docker/Dockerfile.primary", what, instead)
@@ -83,6 +85,7 @@ def test_hadolint_reads_the_dockerfiles(copy: Path, what: str, instead: str, sai
         ("CMD [", 'ENTRYPOINT ["sh", "-c"]\nCMD [', "ENTRYPOINT"),
     ],
 )
+@pytest.mark.engines
 def test_a_fault_in_a_dockerfile_is_found(copy: Path, what: str, instead: str, said: str) -> None:
     needs("hadolint")
     for tier in images.TIERS:
@@ -92,6 +95,7 @@ def test_a_fault_in_a_dockerfile_is_found(copy: Path, what: str, instead: str, s
         assert any(f"Dockerfile.{tier}" in line and said in line for line in found), found
 
 
+@pytest.mark.engines
 def test_dockerfiles_that_part_company_are_found(copy: Path) -> None:
     needs("hadolint")
     spoil(copy / "docker/Dockerfile.fallback", "PYTHONUNBUFFERED=1", "PYTHONUNBUFFERED=0")
@@ -121,12 +125,14 @@ def test_dockerfiles_that_part_company_are_found(copy: Path) -> None:
         ("  alertmanager:\n    <<", "  alerts:\n    <<", "alertmanager is no service"),
     ],
 )
+@pytest.mark.engines
 def test_a_fault_in_compose_is_found(copy: Path, what: str, instead: str, said: str) -> None:
     needs("dclint", "docker-compose")
     spoil(copy / "docker-compose.yml", what, instead)
     assert said in "\n".join(images.compose(copy))
 
 
+@pytest.mark.engines
 def test_settings_that_the_service_would_refuse_are_found(copy: Path) -> None:
     needs("dclint", "docker-compose")
     spoil(copy / "configs/container/cpu/stt_primary.env", "COMPUTE_TYPE", "COMPUTE_TIPE")

@@ -29,6 +29,8 @@ from deploy.kubernetes_objects import Object, env_file, pod, promises, settings
 from pages import page_command, typed
 from stt_cascade.config import ENVELOPE_BYTES
 
+pytestmark = pytest.mark.engines
+
 ALL = {"all extras": CASES["all extras"]}
 ONE_POD = CASES["one pod"]
 

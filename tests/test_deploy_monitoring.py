@@ -21,6 +21,8 @@ from deploy.shorten import FAST, seconds, shorten
 from pages import codes, page_command, rows
 from servers import serving
 
+pytestmark = pytest.mark.engines
+
 RULES = "deploy/prometheus/rules"
 ALERTS = f"{RULES}/alerts.yml"
 SLO = f"{RULES}/slo.yml"

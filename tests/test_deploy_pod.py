@@ -23,6 +23,8 @@ from pages import ROOT
 from pods import Network, Pod, Secrets, network, update
 from running import until
 
+pytestmark = [pytest.mark.engines, pytest.mark.process]
+
 SAMPLE = ROOT / "samples/jfk.flac"
 SMALL = ("--set", "primary.model.name=tiny.en,fallback.model.name=tiny.en")
 # Every clip is asked of the fallback.
@@ -95,6 +97,7 @@ def transcribed(inside: Network, key: str, url: str = "http://127.0.0.1:8081") -
 
 
 @pytest.mark.parametrize("extra", [ENVOY, MTLS], ids=["behind-envoy", "mtls"])
+@pytest.mark.weights
 def test_both_tiers_work_in_their_pods(inside: Network, folder: Path, extra: Options) -> None:
     secrets = certified(folder / "authority")
     things = rendered(model("tiny.en").parent.resolve(), DOUBTS, extra)
@@ -157,6 +160,7 @@ def test_an_envoy_that_is_to_go_serves_on_and_sends_its_callers_elsewhere(
         assert envoy.stop() == {"envoy": 0}
 
 
+@pytest.mark.weights
 def test_the_model_is_compared_with_its_digests_before_the_tier_starts(
     inside: Network, folder: Path
 ) -> None:

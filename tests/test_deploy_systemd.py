@@ -10,6 +10,8 @@ import pytest
 from deploy import engines, systemd
 from pages import ROOT
 
+pytestmark = pytest.mark.engines
+
 PRIMARY, FALLBACK = "stt-primary.service", "stt-fallback.service"
 
 

@@ -129,6 +129,7 @@ def test_the_fallback_terminates_tls_by_itself(tiers: Tiers, folder: Path) -> No
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
 @pytest.mark.parametrize("shown", ["stt-primary", "another-service", "nobody", "expired"])
+@pytest.mark.engines
 def test_envoy_in_front_of_the_fallback_lets_in_primaries_only(
     tiers: Tiers, tmp_path: Path, shown: str
 ) -> None:
@@ -162,6 +163,7 @@ def test_envoy_in_front_of_the_fallback_lets_in_primaries_only(
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.engines
 def test_no_primary_stays_at_a_fallback_that_goes(tmp_path: Path) -> None:
     """The next connection leads to another one: the fallback's own words for it end at Envoy."""
     authority = Authority(tmp_path / "authority")

@@ -150,6 +150,8 @@ def shell(ports: tuple[int, int], tmp_path: Path) -> Callable[[str], list[str]]:
     return shell
 
 
+@pytest.mark.process
+@pytest.mark.weights
 def test_one_box_from_the_weights_to_the_smoke_test(shell: Callable[[str], list[str]]) -> None:
     model("base")
     environment = {**os.environ, "PYTHONPATH": str(SRC)}

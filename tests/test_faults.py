@@ -32,6 +32,7 @@ IN_SHORT = (
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in IN_SHORT], ids=lambda r: r.name)
+@pytest.mark.process
 def test_what_is_promised_holds_in_short(row: Row) -> None:
     report = Report()
 

@@ -15,6 +15,8 @@ from stt_cascade.config import FallbackConfig, PrimaryConfig
 from stt_cascade.config_file import load
 from tones import silence, wav
 
+pytestmark = [pytest.mark.process, pytest.mark.weights]
+
 # Words that base gets wrong in these clips, at most, of 1.
 EASY = {
     "LJ001-0001": 0.1,

@@ -29,6 +29,8 @@ from recipes import ADDRESS, KEY, PAGE, cells, command, environment, program, ra
 from running import RunningTier, Tiers, until
 from tones import wav
 
+pytestmark = pytest.mark.process
+
 DICTATIONS = "/dictations"
 OLD, NEW = "an old one wrote this", "a new one wrote this"
 

@@ -34,6 +34,8 @@ def alerts() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.short], ids=lambda row: row.page)
+@pytest.mark.engines
+@pytest.mark.process
 def test_a_page_that_is_followed_leads_out_of_its_fault(row: Row) -> None:
     if missing := [name for name in row.needs if name in engines.missing()]:
         pytest.skip(f"not installed: {', '.join(missing)}; `make check-deploy` installs it")

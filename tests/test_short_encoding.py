@@ -172,12 +172,14 @@ def test_a_loop_is_caught_and_encoded_in_full_once(base: WhisperEngine, speech: 
     assert retried > 0
 
 
+@pytest.mark.weights
 def test_an_english_model_has_a_tail_of_its_own(speech: Speech) -> None:
     tiny = WhisperEngine(model("tiny.en"), compute_type="int8", cpu_threads=2, short=ShortForm())
     ours = tiny.transcribe(heard(speech["LJ001-0007"].audio), Options())
     assert words_wrong(speech["LJ001-0007"].text, ours.segments[0].text) <= 4
 
 
+@pytest.mark.weights
 def test_detection_chooses_among_the_allowed_languages(speech: Speech) -> None:
     engine = WhisperEngine(
         model("base"), compute_type="int8", cpu_threads=2, languages=frozenset({"en", "fr"})
@@ -221,6 +223,7 @@ def test_only_languages_that_may_be_spoken_are_tried(
     assert found == pytest.approx(likely)
 
 
+@pytest.mark.weights
 def test_a_model_that_knows_none_of_the_languages_does_not_load() -> None:
     with pytest.raises(ValueError, match="none of the languages"):
         WhisperEngine(model("tiny.en"), compute_type="int8", languages=frozenset({"de"}))
