@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
+.PHONY: help demo up test test-all faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
   try-units format lock clean
 
 PYTHON ?= python3
@@ -24,11 +24,21 @@ demo: $(STAMP)  ## transcribe real speech through both tiers, and show what happ
 up: $(STAMP)  ## run both tiers until Ctrl-C
 	@exec $(BIN)/stt up
 
-test: $(STAMP)  ## run the tests
-	@echo "==> Weights of Whisper base and tiny.en, which some tests use"
-	@$(BIN)/stt models pull base tiny.en || echo "==> Going on without: the tests that need them are skipped."
-	@echo "==> Tests"
-	@$(BIN)/python -m pytest
+define PULL_WEIGHTS
+@echo "==> Weights of Whisper base and tiny.en, which some tests use"
+@$(BIN)/stt models pull base tiny.en || echo "==> Going on without: the tests that need them are skipped."
+endef
+
+# ARGS="-k slots" runs the tests that have this in their names.
+test: $(STAMP)  ## run the tests that start no processes and need no engines: 3 minutes on 2 cores
+	$(PULL_WEIGHTS)
+	@echo "==> Tests: about 3 minutes on 2 cores. make test-all runs the others, too."
+	@$(BIN)/python -m pytest -m "not process and not engines" $(ARGS)
+
+test-all: $(STAMP)  ## run every test, two files at a time: 10 minutes on 2 cores
+	$(PULL_WEIGHTS)
+	@echo "==> All tests: about 10 minutes on 2 cores"
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 fuzz: $(STAMP)  ## send N=10000 spoilt audio files through a tier; SEED=1 makes the same ones
 	@$(BIN)/python tests/fuzz.py --count $(or $(N),10000) $(if $(SEED),--seed $(SEED))

@@ -251,27 +251,33 @@ def test_what_is_no_metrics_of_ours_is_refused(text: str) -> None:
 # Verdicts, simulated
 
 
+@pytest.mark.process
 def test_identical_twins_are_promoted() -> None:
     assert outcomes()["promote"] >= 0.95
 
 
+@pytest.mark.process
 def test_a_p95_that_is_longer_within_the_limit_is_promoted() -> None:
     assert outcomes(p95=0.7 * 1.25)["promote"] >= 0.95
 
 
+@pytest.mark.process
 def test_a_doubled_p95_is_aborted() -> None:
     assert outcomes(p95=1.4)["abort"] >= 0.95
 
 
+@pytest.mark.process
 def test_a_fallback_that_fails_is_aborted() -> None:
     assert outcomes(fails=0.5)["abort"] >= 0.95
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
+@pytest.mark.process
 def test_a_changed_escalation_rate_is_aborted(share: float) -> None:
     assert outcomes(escalates=share)["abort"] >= 0.95
 
 
+@pytest.mark.process
 def test_a_changed_disagreement_rate_is_aborted() -> None:
     found = watched(1, differs=0.3)
     assert found.verdict().outcome == "abort"
@@ -286,6 +292,7 @@ def test_the_reason_is_told_with_its_figures() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"p95": 1.225}, {"escalates": 0.3}], ids=str)
+@pytest.mark.process
 def test_what_is_beyond_a_limit_though_not_for_certain_is_not_promoted(
     changed: dict[str, Any],
 ) -> None:
