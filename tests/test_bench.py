@@ -149,6 +149,7 @@ def test_clips_of_which_none_can_be_scored_are_refused(
     assert "nobody speaks in a clip of at most 10 s" in refused(folder)
 
 
+@pytest.mark.process
 def test_a_model_that_cannot_be_loaded_is_told_in_a_line(tmp_path: Path) -> None:
     folder = labelled(tmp_path, "hello", wav(silence(1.0)))
     *_, last = refused(folder, "--contender", "ours", status=1).splitlines()

@@ -23,6 +23,7 @@ def test_a_cost_is_compared_within_its_round() -> None:
     assert cost(spent)[BASELINE]["ratio"] == 1
 
 
+@pytest.mark.process
 def test_the_stub_primaries_answer_as_the_contract_says() -> None:
     async def scenario() -> None:
         async with primaries.running(2, 2, 0.02) as urls:
@@ -35,6 +36,7 @@ def test_the_stub_primaries_answer_as_the_contract_says() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.process
 def test_the_command_tells_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     options = {"--service-ms": 5, "--seconds": 0.2, "--calls": 10, "--rounds": 2, "--json": file}

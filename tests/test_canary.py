@@ -298,7 +298,8 @@ def test_what_is_beyond_a_limit_though_not_for_certain_is_not_promoted(
 ) -> None:
     """Of a few requests a change may be chance, and so may be that there is none."""
     found = [watched(seed, least=50, rate=0.25, **changed) for seed in range(40)]
-    doubtful = [one.verdict() for one in found if one.verdict().outcome == "undecided"]
+    verdicts = [one.verdict() for one in found]
+    doubtful = [one for one in verdicts if one.outcome == "undecided"]
     assert len(doubtful) >= 4
     assert all(one.why.startswith("beyond a limit, though not for certain: ") for one in doubtful)
     assert not doubtful[0].too_little  # it is for nobody to wave through
@@ -450,6 +451,7 @@ NOBODY = "http://127.0.0.1:9"
 ENOUGH: dict[str, Any] = {"MAX_CONCURRENCY": 16}
 
 
+@pytest.mark.process
 def test_a_right_canary_is_promoted_and_a_wrong_one_aborted(tmp_path: Path) -> None:
     cases: list[tuple[str, Stub, dict[str, Any], int, str]] = [
         ("identical", Stub(0.1), {}, 0, "Promote: in 12 s and"),
@@ -485,6 +487,7 @@ def test_a_right_canary_is_promoted_and_a_wrong_one_aborted(tmp_path: Path) -> N
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.process
 def test_a_canary_that_is_killed_meanwhile_is_aborted() -> None:
     async def run() -> tuple[int, str]:
         async with Lab("short") as lab:
@@ -503,6 +506,7 @@ def test_a_canary_that_is_killed_meanwhile_is_aborted() -> None:
     assert "cannot be asked" in output
 
 
+@pytest.mark.process
 def test_no_traffic_fails_unless_it_may_pass(tiers: Tiers) -> None:
     one, other = tiers.cascade()
     brief = ("--for", "1s", "--every", "0.5s")
@@ -514,6 +518,7 @@ def test_no_traffic_fails_unless_it_may_pass(tiers: Tiers) -> None:
     assert status == 0
 
 
+@pytest.mark.process
 def test_ctrl_c_still_reports_and_promotes_nothing(tiers: Tiers, tmp_path: Path) -> None:
     one, other = tiers.cascade()
     figures = tmp_path / "canary.json"
@@ -533,6 +538,7 @@ def test_ctrl_c_still_reports_and_promotes_nothing(tiers: Tiers, tmp_path: Path)
     assert len(json.loads(figures.read_text())["looks"]) == 1
 
 
+@pytest.mark.process
 def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
     one, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
     other, _ = tiers.cascade(metrics_keys=("metrics-key-0123456789",))
@@ -560,12 +566,14 @@ def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
         (("--prometheus", "http://127.0.0.1:9", "--sustained", "20m"), "must rise"),
     ],
 )
+@pytest.mark.process
 def test_wrong_usage_is_told(words: tuple[str, ...], said: str) -> None:
     status, output = asyncio.run(stt(*words))
     assert status == 2
     assert said in " ".join(output.replace("│", " ").split())
 
 
+@pytest.mark.process
 def test_a_prometheus_that_is_away_leaves_it_undecided() -> None:
     status, output = asyncio.run(stt("--prometheus", "http://127.0.0.1:9"))
     assert status == 1
@@ -610,6 +618,7 @@ async def prometheus(folder: Path, **jobs: Tier) -> AsyncIterator[str]:
         await process.wait()
 
 
+@pytest.mark.process
 def test_through_a_real_prometheus_the_right_one_is_promoted_and_the_wrong_one_aborted(
     tmp_path: Path,
 ) -> None:

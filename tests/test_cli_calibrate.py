@@ -136,6 +136,7 @@ def asked(pair: tuple[RunningTier, RunningTier]) -> list[int]:
     return [len(tier.fake.heard) for tier in pair]
 
 
+@pytest.mark.process
 def test_tiers_whose_scores_are_worth_something_get_thresholds(
     tiers: Tiers, folder: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_tiers_whose_scores_are_worth_something_get_thresholds(
     assert asked(both) == [CLIPS, CLIPS]
 
 
+@pytest.mark.process
 def test_a_second_look_asks_nobody(tiers: Tiers, folder: Path) -> None:
     both = pair(tiers)
     first = stt(*words(folder, both))
@@ -183,6 +185,7 @@ def test_a_share_is_kept(tiers: Tiers, folder: Path, tmp_path: Path) -> None:
     assert chosen["minus_primary"]["high"] < 0
 
 
+@pytest.mark.process
 def test_clips_with_noise_are_asked_for_too_and_clips_without_speech_get_none(
     tiers: Tiers, folder: Path, tmp_path: Path
 ) -> None:
@@ -258,6 +261,7 @@ def test_a_single_clip_that_cannot_be_decoded_does_not_end_the_command(
     assert "7.wav: not an audio file" in " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.process
 def test_a_clip_that_only_its_name_tells_the_format_of_is_sent_with_it(
     tiers: Tiers, folder: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ def test_wrong_usage_is_refused(folder: Path, options: list[str], said: str) -> 
     assert said in " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_it_with_a_report_and_the_next_run_asks_for_the_rest(
     tiers: Tiers, folder: Path
 ) -> None:

@@ -148,6 +148,7 @@ def up(*options: str | Path) -> tuple[str | Path, ...]:
 
 
 @needs_weights
+@pytest.mark.process
 def test_it_takes_other_ports_serves_and_leaves_nothing_behind_on_ctrl_c(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
@@ -194,6 +195,7 @@ def test_it_takes_other_ports_serves_and_leaves_nothing_behind_on_ctrl_c(tmp_pat
 
 
 @needs_weights
+@pytest.mark.process
 def test_no_tier_outlives_an_stt_up_that_is_killed(tmp_path: Path) -> None:
     with running(tmp_path, *up()) as command:
         command.read_until("Ctrl-C stops both.")
@@ -206,6 +208,7 @@ def test_no_tier_outlives_an_stt_up_that_is_killed(tmp_path: Path) -> None:
 
 
 @needs_weights
+@pytest.mark.process
 def test_a_tier_that_ends_by_itself_takes_the_other_along_and_is_named(tmp_path: Path) -> None:
     with running(tmp_path, *up()) as command:
         command.read_until("Ctrl-C stops both.")
@@ -217,6 +220,7 @@ def test_a_tier_that_ends_by_itself_takes_the_other_along_and_is_named(tmp_path:
 
 
 @needs_weights
+@pytest.mark.process
 def test_ctrl_c_while_a_tier_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     with running(tmp_path, *up()) as command:
         command.read_until("Starting the fallback")
@@ -228,6 +232,7 @@ def test_ctrl_c_while_a_tier_starts_leaves_nothing_behind(tmp_path: Path) -> Non
 
 
 @needs_weights
+@pytest.mark.process
 def test_a_broken_model_stops_the_start_with_the_reason(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "whisper-base-ct2"
     folder.mkdir(parents=True)
@@ -246,6 +251,7 @@ def test_a_broken_model_stops_the_start_with_the_reason(tmp_path: Path) -> None:
 
 
 @needs_weights
+@pytest.mark.process
 def test_the_demo_hears_the_right_words_and_shows_an_escalation(tmp_path: Path) -> None:
     with running(tmp_path, "demo", "--models", MODELS) as command:
         assert command.end() == 0, command.output
@@ -258,6 +264,7 @@ def test_the_demo_hears_the_right_words_and_shows_an_escalation(tmp_path: Path) 
         assert command.left() == []
 
 
+@pytest.mark.process
 def test_a_child_whose_parent_has_gone_does_not_start() -> None:
     leash = [sys.executable, "-m", "stt_cascade.cli.leash"]
     ours = subprocess.run([*leash, str(os.getpid()), "/bin/echo", "alive"], capture_output=True)

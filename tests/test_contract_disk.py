@@ -83,6 +83,7 @@ def test_uploads_are_never_written_anywhere(tiers: Tiers, watch: Watch) -> None:
     assert watch.seen == []
 
 
+@pytest.mark.process
 def test_no_library_keeps_anything_of_its_own_or_tells_its_makers(tmp_path: Path) -> None:
     """What onnxruntime would send waits in a file of the user's cache, beside the machine's id."""
     done = subprocess.run(

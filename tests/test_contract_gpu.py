@@ -161,6 +161,7 @@ def test_a_driver_that_does_not_answer_stops_no_request_and_is_asked_once(
 
 
 @pytest.mark.parametrize("given", [None, "FASTEST_FIRST"])
+@pytest.mark.process
 def test_the_gpu_in_use_is_the_one_whose_gauges_are_read(given: str | None) -> None:
     """NVML counts by slots, and CUDA does so where it is told to; who says otherwise means it."""
     environment = {**os.environ, "CUDA_DEVICE_ORDER": given or ""}

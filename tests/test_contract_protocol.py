@@ -217,6 +217,7 @@ def test_no_idle_connection_is_kept_for_longer_than_ten_seconds() -> None:
     assert max(protocol.PATIENCE_S, config.timeout_keep_alive) <= 10
 
 
+@pytest.mark.process
 def test_a_caller_who_takes_no_answer_is_dropped(
     tiers: Tiers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -454,6 +454,7 @@ def test_a_caller_who_goes_away_after_the_answer_changes_nothing(
     wait_for(primary, compared=1)
 
 
+@pytest.mark.process
 def test_a_caller_who_takes_nothing_of_the_answer_leaves_nothing_behind(
     tiers: Tiers, scripted: Scripted
 ) -> None:
@@ -469,6 +470,7 @@ def test_a_caller_who_takes_nothing_of_the_answer_leaves_nothing_behind(
     wait_for(primary, compared=AT_ONCE + 1)
 
 
+@pytest.mark.process
 def test_a_thousand_shadows_leave_nothing_behind(tiers: Tiers, scripted: Scripted) -> None:
     fallback = scripted(said(TEXT))
     primary = shadowed(tiers, fallback, FakeEngine(TEXT))

@@ -184,6 +184,7 @@ def commit_of(environment: Path, settings: str, tmp_path: Path) -> str:
     return (done.stdout + done.stderr).strip()
 
 
+@pytest.mark.process
 def test_the_commit_that_an_image_was_built_from_is_the_default(tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, symlinks=True)
@@ -247,6 +248,7 @@ def make(copy: Path, tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
 Make = Callable[..., tuple[str, list[str]]]
 
 
+@pytest.mark.process
 def test_make_builds_both_images_as_the_dockerfiles_say(make: Make) -> None:
     said, calls = make("images", "TAG=1.1", "VARIANT=gpu", "COMMIT=abc")
     assert calls == [
@@ -258,6 +260,7 @@ def test_make_builds_both_images_as_the_dockerfiles_say(make: Make) -> None:
     assert make("images")[1][0].endswith("--tag stt-fallback:1.0-cpu .")
 
 
+@pytest.mark.process
 def test_make_pushes_both_images_to_a_registry(make: Make) -> None:
     assert "Say where" in make("push", status=2)[0]
     assert make("push", "REGISTRY=registry.example.com/your")[1] == [
@@ -270,6 +273,7 @@ def test_make_pushes_both_images_to_a_registry(make: Make) -> None:
     ]
 
 
+@pytest.mark.process
 def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: Path) -> None:
     said, calls = make("start")
     assert [call.split()[:3] for call in calls] == [
@@ -290,6 +294,7 @@ def test_make_starts_the_fallback_first_with_folders_mounted(make: Make, copy: P
     assert make("start", f"IMAGE_primary={pinned}")[1][-1].endswith(f" {pinned}")
 
 
+@pytest.mark.process
 def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
     (call,) = make("start", "TIERS=fallback", "BIND=0.0.0.0")[1]
     assert "--publish 0.0.0.0:8082:8082" in call
@@ -298,6 +303,7 @@ def test_with_two_hosts_each_runs_one_tier(make: Make) -> None:
     assert "--publish 0.0.0.0:8081:8081" in call
 
 
+@pytest.mark.process
 def test_the_keys_that_make_makes_fit_and_stay(make: Make, copy: Path) -> None:
     make(*page_command("Compose and images", "make secrets").split()[1:])
     secrets = copy / "secrets"
@@ -309,6 +315,7 @@ def test_the_keys_that_make_makes_fit_and_stay(make: Make, copy: Path) -> None:
     assert first == {path: path.read_text() for path in secrets.rglob("*") if path.is_file()}
 
 
+@pytest.mark.process
 def test_rollback_brings_the_images_and_the_settings_back(make: Make, copy: Path) -> None:
     def settings_of(call: str) -> str:
         return (Path(call.split(":/config")[0].split()[-1]) / "stt_primary.env").read_text()
@@ -330,6 +337,7 @@ def test_rollback_brings_the_images_and_the_settings_back(make: Make, copy: Path
     assert make("rollback")[1][-1] == second[-1]
 
 
+@pytest.mark.process
 def test_rollback_passes_over_a_release_that_did_not_get_ready(make: Make, tmp_path: Path) -> None:
     first = make("start")[1]
     (tmp_path / "never-ready").touch()
@@ -340,6 +348,7 @@ def test_rollback_passes_over_a_release_that_did_not_get_ready(make: Make, tmp_p
     assert [call for call in make("rollback")[1] if call.startswith("run")] == first
 
 
+@pytest.mark.process
 def test_an_image_that_cannot_be_had_replaces_nothing(make: Make) -> None:
     make("start")
     said, calls = make("start", "TAG=absent", status=2)
@@ -348,6 +357,7 @@ def test_an_image_that_cannot_be_had_replaces_nothing(make: Make) -> None:
     assert "Nothing ran before" in make("rollback", status=2)[0]
 
 
+@pytest.mark.process
 def test_make_stops_the_primary_first(make: Make) -> None:
     make("start")
     assert make("stop")[1] == [
@@ -372,6 +382,7 @@ def asked(port: int, *path: str) -> int:
     return done.returncode
 
 
+@pytest.mark.process
 def test_the_health_check_tells_well_from_not_well_and_asks_no_proxy(tiers: Tiers) -> None:
     port = int(tiers.fallback().url.rpartition(":")[2])
     assert asked(port) == 0

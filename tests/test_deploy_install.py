@@ -12,6 +12,8 @@ import pytest
 
 from pages import ROOT
 
+pytestmark = pytest.mark.process
+
 # `-m venv DIR` makes an environment; its Python, called as pip, brings a library with a GPU's list,
 # and its `stt config check` does not know the setting NEW.
 PYTHON = """#!/bin/sh

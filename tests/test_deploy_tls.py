@@ -101,6 +101,7 @@ def asked(tiers: Tiers, settings: dict[str, Any]) -> httpx2.Response:
     return tiers.primary(FakeEngine("hm"), fallback=url, **settings).transcribe()
 
 
+@pytest.mark.process
 def test_the_fallback_terminates_tls_by_itself(tiers: Tiers, folder: Path) -> None:
     port = own_port()
     line = here(

@@ -69,6 +69,7 @@ def test_what_is_typed_at_night_names_the_namespace_and_builds_nothing() -> None
         assert "--no-build" in line, line
 
 
+@pytest.mark.process
 def test_no_key_that_the_page_makes_here_gets_into_git() -> None:
     made = {
         name
@@ -94,6 +95,7 @@ def test_what_shows_a_promise_is_there() -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["an unended line", "an ended line"])
+@pytest.mark.process
 def test_a_key_that_is_added_has_a_line_of_its_own(end: str, tmp_path: Path) -> None:
     keys = tmp_path / "api.keys"
     keys.write_text(f"the-old-one{end}")

@@ -124,6 +124,7 @@ def test_what_grows_only_in_the_first_half_is_no_leak() -> None:
     assert Trend.of(samples).flat
 
 
+@pytest.mark.process
 def test_a_call_that_two_hosts_answered_is_seen(tmp_path: Path) -> None:
     tiers = [Tier("primary", tmp_path / name, Stub(), (), {}) for name in ("one", "other")]
     line = '{"request_id": "call-1", "path": "/v1/transcribe", "status": %d}\n'

@@ -72,6 +72,7 @@ def test_a_file_for_which_there_is_no_process_is_noticed(
         tier.close()
 
 
+@pytest.mark.process
 def test_decoders_end_with_their_service_however_it_ends(tmp_path: Path) -> None:
     """A process of its own holds a pool, and is killed outright."""
     script = (

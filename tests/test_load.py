@@ -315,6 +315,7 @@ def test_the_knee_of_a_service_with_four_slots_is_found(clips: Path) -> None:
     on_a_stub(work)
 
 
+@pytest.mark.process
 def test_a_stall_of_two_seconds_is_seen_by_those_who_were_due_meanwhile() -> None:
     async def work(tier: Tier) -> None:
         async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
@@ -342,6 +343,7 @@ def test_a_stall_of_two_seconds_is_seen_by_those_who_were_due_meanwhile() -> Non
     on_a_stub(work, seconds=0.02)
 
 
+@pytest.mark.process
 def test_a_generator_that_is_late_says_so() -> None:
     async def work(tier: Tier) -> None:
         async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
@@ -356,6 +358,7 @@ def test_a_generator_that_is_late_says_so() -> None:
     on_a_stub(work, seconds=0.02)
 
 
+@pytest.mark.process
 def test_littles_law_tells_of_somebody_else_who_uses_the_service() -> None:
     async def work(tier: Tier) -> None:
         async with STTClient(f"http://127.0.0.1:{tier.port}", retries=0) as client:
@@ -370,6 +373,7 @@ def test_littles_law_tells_of_somebody_else_who_uses_the_service() -> None:
     on_a_stub(work)
 
 
+@pytest.mark.process
 def test_a_service_that_dies_meanwhile_has_not_come_through(clips: Path) -> None:
     async def work(tier: Tier) -> None:
         async def dies() -> None:
@@ -390,6 +394,7 @@ def test_a_service_that_dies_meanwhile_has_not_come_through(clips: Path) -> None
 
 
 @pytest.mark.parametrize("command", ["load", "soak"])
+@pytest.mark.process
 def test_a_key_that_is_not_known_is_named_and_not_the_files(
     tiers: Tiers, clips: Path, command: str
 ) -> None:
@@ -399,6 +404,7 @@ def test_a_key_that_is_not_known_is_named_and_not_the_files(
     assert "401 unauthorized" in output
 
 
+@pytest.mark.process
 def test_files_that_give_no_text_are_told(tiers: Tiers, clips: Path) -> None:
     primary, _ = tiers.cascade(api_keys=())
     (clips / "broken.wav").write_bytes(b"no audio")
@@ -411,6 +417,7 @@ def test_files_that_give_no_text_are_told(tiers: Tiers, clips: Path) -> None:
     assert "of 2 files none gave a text" in " ".join(output.replace("│", " ").split())
 
 
+@pytest.mark.process
 def test_figures_behind_a_key_of_their_own_are_read_with_it(tiers: Tiers, clips: Path) -> None:
     primary, _ = tiers.cascade(api_keys=(), metrics_keys=("metrics-key-0123456789",))
     words = ("--url", primary.url, "--concurrency", "1", "--rates", "", "--seconds", "1")
@@ -438,6 +445,7 @@ def test_figures_behind_a_key_of_their_own_are_read_with_it(tiers: Tiers, clips:
     ],
     ids=["load", "soak"],
 )
+@pytest.mark.process
 def test_who_waits_for_the_next_call_to_be_due_can_end_it(
     tiers: Tiers, clips: Path, words: tuple[str, ...]
 ) -> None:
@@ -466,6 +474,7 @@ def test_who_waits_for_the_next_call_to_be_due_can_end_it(
     asyncio.run(run())
 
 
+@pytest.mark.process
 def test_a_clip_that_only_its_name_tells_the_format_of_is_sent_with_it(clips: Path) -> None:
     async def work(tier: Tier) -> None:
         (clips / "clip.wav").rename(clips / "no clip")
@@ -479,6 +488,7 @@ def test_a_clip_that_only_its_name_tells_the_format_of_is_sent_with_it(clips: Pa
     on_a_stub(work)
 
 
+@pytest.mark.process
 def test_an_open_loop_alone_has_a_report(clips: Path) -> None:
     async def work(tier: Tier) -> None:
         html, png = clips / "x.html", clips / "x.png"
@@ -493,6 +503,7 @@ def test_an_open_loop_alone_has_a_report(clips: Path) -> None:
     on_a_stub(work)
 
 
+@pytest.mark.process
 def test_a_service_that_is_not_there_is_named(clips: Path) -> None:
     asyncio.run(named(clips, "load"))
     asyncio.run(named(clips, "soak"))
@@ -513,18 +524,21 @@ async def named(clips: Path, command: str) -> None:
         (("--seconds", "0"), "seconds"),
     ],
 )
+@pytest.mark.process
 def test_wrong_usage_is_told(clips: Path, words: tuple[str, ...], said: str) -> None:
     status, output = asyncio.run(stt("load", clips, *words))
     assert status == 2
     assert said in output
 
 
+@pytest.mark.process
 def test_a_folder_without_audio_is_told(tmp_path: Path) -> None:
     status, output = asyncio.run(stt("load", tmp_path))
     assert status == 2
     assert "no audio file" in " ".join(output.replace("│", " ").split())
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_it_early_and_still_reports(clips: Path) -> None:
     async def work(tier: Tier) -> None:
         figures = clips / "load.json"

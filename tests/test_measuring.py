@@ -117,6 +117,7 @@ def test_the_figures_are_json_whatever_they_are() -> None:
     assert found == {"a": None, "b": [None, 1.5], "c": {"d": [None]}, "e": "ü\udc80"}
 
 
+@pytest.mark.process
 def test_who_reads_what_is_printed_may_be_gone_and_the_figures_are_there(tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(wav(tone(1.0, rate=8000), 8000))
     figures = tmp_path / "load.json"

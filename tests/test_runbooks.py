@@ -100,6 +100,7 @@ def test_every_part_of_a_mend_is_tried_or_only_points_elsewhere() -> None:
             assert tried or not page.blocks(heading, part), f"{name}: {part}"
 
 
+@pytest.mark.process
 def test_a_command_that_shows_something_else_or_fails_is_noticed() -> None:
     row = next(row for row in ROWS if not row.needs)
     page = Page(row.page, "## When\n```console\n$ echo one\none\n$ echo two\nthree\n$ false\n```\n")
@@ -115,6 +116,7 @@ def test_a_command_that_shows_something_else_or_fails_is_noticed() -> None:
     assert not report.holds
 
 
+@pytest.mark.process
 def test_a_row_that_sees_less_than_its_alert_come_and_go_fails() -> None:
     async def nothing(shift: Shift) -> None:
         shift.report.check("something", "seen", True)

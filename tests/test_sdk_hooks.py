@@ -100,6 +100,7 @@ def tell(hook: TelemetryHook, events: Iterable[Event]) -> None:
         assert hook(event) is None  # at once
 
 
+@pytest.mark.process
 def test_the_hooks_are_imported_neither_with_the_sdk_nor_with_what_they_need() -> None:
     code = """
 import sys, stt_sdk

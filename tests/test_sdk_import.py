@@ -28,10 +28,12 @@ def fresh(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.process
 def test_importing_the_client_loads_no_server_no_engine_and_no_numpy() -> None:
     assert fresh("import stt_sdk") & HEAVY == set()
 
 
+@pytest.mark.process
 def test_nor_does_making_one_and_sending_a_clip() -> None:
     code = """
 import httpx2, stt_sdk
@@ -43,6 +45,7 @@ except stt_sdk.ConnectionFailed:
     assert fresh(code) & HEAVY == set()
 
 
+@pytest.mark.process
 def test_all_else_it_loads_comes_with_httpx2() -> None:
     more = fresh("import stt_sdk") - fresh("import httpx2") - sys.stdlib_module_names
     assert more <= {"stt_sdk", "httpcore2", "h11", "anyio", "truststore"}

@@ -481,6 +481,7 @@ def test_of_a_name_the_suffix_alone_goes_out(tmp_path: Path) -> None:
 # Pipes, and what else has no positions
 
 
+@pytest.mark.process
 def test_a_pipe_is_sent_to_its_end_and_only_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.stdout.buffer.write(b'ab' * 700_000)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

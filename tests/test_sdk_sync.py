@@ -286,6 +286,7 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         ),
     ],
 )
+@pytest.mark.process
 def test_ctrl_c_ends_a_call_and_the_program(
     scripted: Scripted, tmp_path: Path, what: str, code: str
 ) -> None:
@@ -306,6 +307,7 @@ def test_ctrl_c_ends_a_call_and_the_program(
 
 
 @pytest.mark.parametrize("what", ["fifo", "stdin"])
+@pytest.mark.process
 def test_ctrl_c_ends_a_call_whose_pipe_gives_nothing(
     scripted: Scripted, tmp_path: Path, what: str
 ) -> None:
@@ -329,6 +331,7 @@ def test_ctrl_c_ends_a_call_whose_pipe_gives_nothing(
 
 
 @pytest.mark.parametrize("source", ["threading.Event().wait()", "sys.stdin.readline()"])
+@pytest.mark.process
 def test_ctrl_c_ends_an_iteration_whose_source_gives_nothing(
     scripted: Scripted, source: str
 ) -> None:
@@ -360,6 +363,7 @@ def test_ctrl_c_ends_an_iteration_whose_source_gives_nothing(
         "stt.transcribe(clip)",
     ],
 )
+@pytest.mark.process
 def test_a_client_that_is_never_closed_keeps_no_process_alive(
     scripted: Scripted, tmp_path: Path, code: str
 ) -> None:
@@ -371,6 +375,7 @@ def test_a_client_that_is_never_closed_keeps_no_process_alive(
     assert "Traceback" not in errors
 
 
+@pytest.mark.process
 def test_after_a_fork_the_child_is_told_and_the_parent_goes_on(
     scripted: Scripted, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_clip_of_a_manifest_in_which_nobody_speaks_needs_no_text(
     assert found["language detected"] == ("pass", "2 of 2 right")
 
 
+@pytest.mark.process
 def test_it_runs_as_a_program_with_the_client_alone(right: RunningTier, tmp_path: Path) -> None:
     # Nothing of the service can be imported, nor what it needs.
     (tmp_path / "stt_sdk").symlink_to(ROOT / "src" / "stt_sdk")
@@ -257,6 +258,7 @@ def test_a_service_that_is_not_there_fails_everywhere(nobody: str, tmp_path: Pat
     assert "pass" not in {state for state, _ in found.values()}
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_it_with_what_was_found(tmp_path: Path) -> None:
     file = tmp_path / "smoke.json"
     with socket.create_server(("127.0.0.1", 0)) as server:

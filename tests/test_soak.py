@@ -130,6 +130,7 @@ def test_a_soak_that_was_ended_early_is_none() -> None:
     assert not good
 
 
+@pytest.mark.process
 def test_a_build_that_leaks_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     # 200 KB a clip, kept as 400 KB of samples by the build that leaks.
     (tmp_path / "clip.wav").write_bytes(wav(tone(6.0, rate=16000), 16000))

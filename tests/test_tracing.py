@@ -369,11 +369,13 @@ async def ended_by_sigterm(collector: str) -> tuple[int, int]:
         return answer.status, status
 
 
+@pytest.mark.process
 def test_a_process_that_is_stopped_sends_what_is_left(collector: Collector) -> None:
     assert asyncio.run(ended_by_sigterm(collector.url)) == (200, -signal.SIGTERM)
     assert servers(Tree(collector.spans(lambda spans: True)))
 
 
+@pytest.mark.process
 def test_a_process_whose_collector_is_down_ends_as_ever(nobody: str) -> None:
     assert asyncio.run(ended_by_sigterm(nobody)) == (200, -signal.SIGTERM)
 
@@ -452,6 +454,7 @@ print([name for name in threads if "Otel" in name])
 """
 
 
+@pytest.mark.process
 def test_without_the_setting_nothing_of_it_is_imported_and_no_thread_runs() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", OFF], capture_output=True, text=True, timeout=PATIENCE
