@@ -93,7 +93,7 @@ class FakeEngine:
     def warm_up(self) -> None:
         assert self.loads is None or self.loads.wait(PATIENCE)
 
-    def encode(self, samples: Samples) -> Samples:
+    def encode(self, samples: Samples, speech: Sequence[Span] = ()) -> Samples:
         return samples
 
     def decode(self, encodings: Sequence[Samples], options: Options) -> list[Utterance]:

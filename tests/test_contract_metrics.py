@@ -78,6 +78,7 @@ LABEL_VALUES = {
     },
     ("stt_warnings_total", "code"): {
         "audio_incomplete",
+        "mixed_languages",
         "prompt_ignored",
         "text_cut",
         "text_incomplete",

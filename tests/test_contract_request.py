@@ -63,8 +63,10 @@ def test_the_answer_is_the_promised_json(tier: RunningTier) -> None:
                 "avg_logprob": -0.1,
                 "no_speech_prob": 0.01,
                 "words": [],
+                "suspect": False,
             }
         ],
+        "warnings": [],
         "timings_ms": {"primary_infer": None},
         "request_id": "mine-1",
     }

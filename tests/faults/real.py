@@ -13,7 +13,7 @@ from stt_cascade.cli import hardware
 from stt_cascade.config import FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.config_file import config_path, load
 from stt_cascade.engine.loading import load_whisper
-from stt_cascade.engine.protocol import Engine, Options, Samples, Utterance
+from stt_cascade.engine.protocol import Engine, Options, Samples, Span, Utterance
 from stt_cascade.http.app import create_app
 from stt_cascade.telemetry import logs
 
@@ -68,9 +68,9 @@ class Keeping:
     def warm_up(self) -> None:
         self._engine.warm_up()
 
-    def encode(self, samples: Samples) -> Any:
+    def encode(self, samples: Samples, speech: Sequence[Span] = ()) -> Any:
         self._heard.append(samples)
-        return self._engine.encode(samples)
+        return self._engine.encode(samples, speech)
 
     def decode(self, encodings: Sequence[Any], options: Options) -> list[Utterance]:
         return self._engine.decode(encodings, options)

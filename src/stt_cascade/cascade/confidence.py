@@ -5,14 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from stt_cascade.engine.languages import UNSPACED
 from stt_cascade.engine.transcript import Transcript
 
-# Scripts written without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han. Two characters
-# count as a word.
-UNSPACED = re.compile(
-    "[\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"
-    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 _WORD = re.compile(r"\w")
 
 

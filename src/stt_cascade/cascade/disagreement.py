@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from stt_cascade.cascade.confidence import UNSPACED
+from stt_cascade.engine.languages import UNSPACED
 
 # Some twenty minutes of speech, compared in half a second. What is beyond is not looked at: not of
 # a long clip, and not of what something that is no fallback may send.

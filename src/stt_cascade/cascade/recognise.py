@@ -21,7 +21,7 @@ from stt_cascade.engine.protocol import (
     Utterance,
 )
 from stt_cascade.engine.transcript import Transcript, join
-from stt_cascade.engine.windows import windows
+from stt_cascade.engine.windows import leading, windows, within
 
 # Windows that are decoded together. More gain little, and hold a slot for longer.
 BATCH = 4
@@ -55,7 +55,7 @@ async def recognise(
 class _Recognition:
     """A clip of which some windows are still left, and the others have become text.
 
-    One task leads: it has the first window, and tells the language. Those that follow encode the
+    One task leads: it has a window long enough to tell the language. Those that follow encode the
     next ones meanwhile, and need the language to decode them.
     """
 
@@ -67,7 +67,9 @@ class _Recognition:
         self._options = options
         self._slots = slots
         self._deadline = deadline
-        self._first, *others = windows(clip.speech)
+        self._speech = clip.speech
+        others = windows(clip.speech)
+        self._first = others.pop(leading(others))
         self._left = deque(others)
         self._batch = min(BATCH, max(1, math.ceil(len(others) / slots.size)))
         self._done: list[tuple[Span, Utterance]] = []
@@ -128,7 +130,9 @@ class _Recognition:
                 step = partial(self._encode, span)
                 encodings.append(await in_turn(step, audio_seconds=span.seconds))
             # One clip, one language: what comes after the first window need not detect it again.
-            known = replace(self._options, language=await asyncio.shield(self._language))
+            language = await asyncio.shield(self._language)
+            assumed = self._options.language is None
+            known = replace(self._options, language=language, assumed=assumed)
             utterances = await in_turn(
                 partial(self._engine.decode, encodings, known),
                 audio_seconds=sum(span.seconds for span in batch),
@@ -137,7 +141,8 @@ class _Recognition:
                 self._keep(span, utterance)
 
     def _encode(self, span: Span) -> Any:
-        return self._engine.encode(self._samples[span.start : span.end])
+        samples = self._samples[span.start : span.end]
+        return self._engine.encode(samples, within(self._speech, span))
 
     def _keep(self, span: Span, utterance: Utterance) -> None:
         if utterance.heard_until is not None:

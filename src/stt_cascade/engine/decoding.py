@@ -36,6 +36,26 @@ MAX_COMPRESSION_RATIO = 2.4
 # The same few tokens, this often in a row.
 MAX_REPEATS = 4
 LONGEST_REPEAT = 8  # tokens
+# Of a loop that no other way of decoding ends, so many turns are kept.
+MAX_KEPT = 8
+# What stands for the bytes of half a character.
+BROKEN_CHARACTER = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a window is decoded: two decodes in different forms are two opinions.
+
+    Attributes:
+        timestamps: Whisper says where its text lies, which keeps it from leaving out what follows
+            a pause.
+        ngram_limit: no run of so many tokens comes twice; 0: it may.
+    """
+
+    beam_size: int
+    timestamps: bool
+    prompt: bool = True
+    ngram_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +63,29 @@ class Decoded:
     """One window's tokens (end token excluded) and what the decoder thought of them.
 
     Attributes:
-        avg_logprob: as faster-whisper has it, end token included.
+        avg_logprob: as faster-whisper has it, end token included; timestamps excluded, so that it
+            means the same with and without them.
+        spoken: how many tokens that mean is over.
         weakest: mean log-probability of the weakest text tokens.
-        suspect: it looks like a loop.
+        broken: it breaks off at the limit of tokens or within a character.
+        repeats: it repeats itself, as a decoder in a loop does, or a speaker.
         doubtful: its weakest tokens are so weak that a beam may find better ones, quickly.
     """
 
     tokens: list[int]
+    text: str
     avg_logprob: float
+    spoken: int
     weakest: float
     no_speech_prob: float
-    suspect: bool
+    broken: bool
+    repeats: bool
     doubtful: bool
 
     @property
     def logprob(self) -> float:
         """Log-probability of the whole text, end token included."""
-        return self.avg_logprob * (len(self.tokens) + 1)
+        return self.avg_logprob * self.spoken
 
 
 def decode(
@@ -67,15 +93,14 @@ def decode(
     encodings: Sequence[Encoding],
     tokenizers: Sequence[Tokenizer],
     options: Options,
-    *,
-    beam_size: int,
+    form: Form,
 ) -> list[Decoded]:
     """Decode windows together, once: no ladder of temperatures, since who doubts can escalate.
 
     Args:
         tokenizers: for each window the one of its language.
     """
-    prompts = [_prompt(model, tokenizer, options) for tokenizer in tokenizers]
+    prompts = [_prompt(model, tokenizer, options, form) for tokenizer in tokenizers]
     caps = [token_cap(encoding.frames / FRAMES_PER_SECOND) for encoding in encodings]
     # CTranslate2 allows half of `max_length`, as Whisper does with its context, and no more than
     # the prompt leaves of it.
@@ -85,12 +110,13 @@ def decode(
     results = model.model.generate(
         stack(encodings),
         prompts,
-        beam_size=beam_size,
+        beam_size=form.beam_size,
         max_length=length,
+        no_repeat_ngram_size=form.ngram_limit,
         return_scores=True,
         return_no_speech_prob=True,
         # With a beam, CTranslate2 hands over one step's logits only.
-        return_logits_vocab=beam_size == 1,
+        return_logits_vocab=form.beam_size == 1,
         suppress_tokens=get_suppressed_tokens(tokenizers[0], [-1]),
         max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
     )
@@ -102,12 +128,12 @@ def decode(
     ]
 
 
-def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options) -> list[int]:
-    history = tokenizer.encode(" " + options.prompt.strip()) if options.prompt else []
+def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options, form: Form) -> list[int]:
+    asked = options.prompt.strip() if options.prompt and form.prompt else ""
     # A caller writes text: `<|de|>` in it is no command to the model.
-    history = [token for token in history if token < tokenizer.eot]
+    history = [token for token in tokenizer.encode(f" {asked}") if token < tokenizer.eot]
     prompt: list[int] = model.get_prompt(
-        tokenizer, history, without_timestamps=options.timestamps == "none"
+        tokenizer, history if asked else [], without_timestamps=not form.timestamps
     )
     return prompt
 
@@ -117,23 +143,35 @@ def _decoded(
 ) -> Decoded:
     tokens: list[int] = list(result.sequences_ids[0])
     text_tokens = [token for token in tokens if token < tokenizer.eot]
+    spoken = len(text_tokens) + 1
     if result.logits:
         steps = (to_host(step).astype(np.float32).reshape(-1) for step in result.logits[0])
-        logprobs = [
+        # One step more: the end token's, unless the decode broke off.
+        ended = [*tokens, tokenizer.eot]
+        known = [
             logprob
-            for token, logprob in zip(tokens, chosen_logprobs(steps, tokens), strict=True)
-            if token < tokenizer.eot
+            for token, logprob in zip(ended, chosen_logprobs(steps, ended), strict=False)
+            if token <= tokenizer.eot
         ]
     else:
-        logprobs = _aligned_logprobs(model, encoding, tokenizer, text_tokens)
-    return Decoded(
-        tokens=tokens,
+        known = _aligned_logprobs(model, encoding, tokenizer, text_tokens)
+    logprobs = known[: len(text_tokens)]
+    if len(tokens) > len(text_tokens):
+        avg_logprob = sum(known) / spoken
+    else:
         # The score is the sum over the tokens, divided by their number; faster-whisper counts the
         # end token in.
-        avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+        avg_logprob = result.scores[0] * len(tokens) / spoken
+    text = tokenizer.decode(text_tokens).strip()
+    return Decoded(
+        tokens=tokens,
+        text=text,
+        avg_logprob=avg_logprob,
+        spoken=spoken,
         weakest=weakest_logprob(logprobs),
         no_speech_prob=float(result.no_speech_prob),
-        suspect=len(tokens) >= cap or repeats(text_tokens, tokenizer.decode(text_tokens)),
+        broken=len(tokens) >= cap or BROKEN_CHARACTER in text,
+        repeats=repeats(text_tokens, text),
         doubtful=len(logprobs) <= DOUBT_TOKENS and weakest_logprob(logprobs, DOUBT_SHARE) < DOUBT,
     )
 
@@ -154,6 +192,19 @@ def repeats(tokens: list[int], text: str) -> bool:
             if run >= length * (MAX_REPEATS - 1):
                 return True
     return False
+
+
+def cut_runs(tokens: list[int]) -> list[int]:
+    """The tokens, of whatever comes more than `MAX_KEPT` times in a row so many."""
+    kept: list[int] = []
+    for token in tokens:
+        kept.append(token)
+        for length in range(1, LONGEST_REPEAT + 1):
+            run = kept[-length * (MAX_KEPT + 1) :]
+            if len(run) == length * (MAX_KEPT + 1) and run == run[:length] * (MAX_KEPT + 1):
+                del kept[-length:]
+                break
+    return kept
 
 
 def _aligned_logprobs(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.audio import pad_or_trim
 
-from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
+from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 
 FRAMES_PER_SECOND = 100
 WINDOW_FRAMES = 3000
@@ -60,12 +60,24 @@ class Encoding:
         output: ctranslate2.StorageView, shape (1, positions, hidden).
         own: the same without the tail: mostly enough to tell the language, and half the work.
         frames: how many of the mel frames, 10 ms each, are the window's own.
+        speech: where in the window somebody speaks.
     """
 
     samples: Samples
     output: Any
     own: Any
     frames: int
+    speech: tuple[Span, ...] = ()
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the encoding of 30 s."""
+        return self.own is self.output
+
+    def part(self, span: Span) -> Any:
+        """The output for a stretch of the window, as StorageView."""
+        start, end = (at * POSITIONS_PER_SECOND // SAMPLE_RATE for at in (span.start, span.end))
+        return view(to_host(self.own)[0][start:end])
 
 
 class Encoder(Protocol):
@@ -122,17 +134,17 @@ class ShortEncoder:
         joined = np.concatenate([states, self._tail[len(states) :: self._form.stride]])
         return Encoding(
             samples,
-            output=_view(joined.astype(states.dtype)),
-            own=_view(states),
+            output=view(joined.astype(states.dtype)),
+            own=view(states),
             frames=own,
         )
 
     def whole(self, encoding: Encoding) -> Any:
         states = to_host(encoding.own)[0]
-        return _view(np.concatenate([states, self._tail[len(states) :].astype(states.dtype)]))
+        return view(np.concatenate([states, self._tail[len(states) :].astype(states.dtype)]))
 
 
-def _view(states: States) -> Any:
+def view(states: States) -> Any:
     """One window's states, shape (positions, hidden), as CTranslate2 takes them."""
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(states[np.newaxis]))
 

@@ -45,6 +45,7 @@ def load_whisper(config: TierConfig) -> Engine:
         workers=config.max_concurrency,
         beam_size=config.beam_size,
         doubt_beam_size=config.doubt_beam_size,
+        patient=config.tier == "fallback",
         short=ShortForm() if config.short_clip_encoding else None,
         languages=frozenset(config.languages),
         cache=config.cache_dir,

@@ -57,9 +57,15 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller asked for. `language` is a Whisper code, or None to detect it."""
+    """What the caller asked for. `language` is a Whisper code, or None to detect it.
+
+    Attributes:
+        assumed: the language is not the caller's word, but what another window of the clip was
+            heard to be in.
+    """
 
     language: str | None = None
+    assumed: bool = False
     prompt: str | None = None
     timestamps: Timestamps = "none"
     task: Task = "transcribe"
@@ -138,11 +144,12 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Do what makes only the first inference slow."""
 
-    def encode(self, samples: Samples) -> Any:
+    def encode(self, samples: Samples, speech: Sequence[Span] = ()) -> Any:
         """The first half of recognising the speech in a window: what `decode` takes.
 
         Args:
             samples: shape (n,), at most 30 s, as in `Clip`.
+            speech: where in it somebody speaks, as in `Clip`; by default everywhere.
         """
 
     def decode(self, encodings: Sequence[Any], options: Options) -> list[Utterance]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from stt_cascade.engine.languages import join_texts
 from stt_cascade.engine.protocol import SAMPLE_RATE, Segment, Span, Utterance
 from stt_cascade.warning_codes import WarningCode
 
@@ -41,7 +42,7 @@ class Transcript:
 
 
 def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
-    """One transcript of a clip's windows, in order; its language is that of the first.
+    """One transcript of a clip's windows, in order; its language is that of all of them.
 
     Raises:
         ArithmeticError: the scores are no numbers, so that no gate could judge them.
@@ -59,9 +60,12 @@ def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
         raise ArithmeticError("the model's scores are no numbers")
     first = heard[0][1]
     return Transcript(
-        text=" ".join(segment.text for segment in segments),
+        text=join_texts(segment.text for segment in segments),
         language=first.language,
-        language_probability=first.language_probability,
+        language_probability=min(
+            (u.language_probability for _, u in heard if u.language_probability is not None),
+            default=None,
+        ),
         segments=segments,
         logprob=logprob,
         weakest=weakest,

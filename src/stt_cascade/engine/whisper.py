@@ -17,40 +17,83 @@ import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 
-from stt_cascade.engine.decoding import Decoded, decode
-from stt_cascade.engine.encoding import Encoder, Encoding, FullEncoder, ShortEncoder, ShortForm
+from stt_cascade.engine.decoding import BROKEN_CHARACTER, Decoded, Form, cut_runs, decode
+from stt_cascade.engine.encoding import (
+    Encoder,
+    Encoding,
+    FullEncoder,
+    ShortEncoder,
+    ShortForm,
+)
+from stt_cascade.engine.faults import (
+    SLACK_SECONDS,
+    Fault,
+    Piece,
+    covers,
+    echoes,
+    exceeds,
+    letters,
+    repetitions,
+    same,
+)
 from stt_cascade.engine.protocol import (
     SAMPLE_RATE,
     Options,
     Samples,
     Segment,
+    Span,
     Utterance,
     Word,
 )
 from stt_cascade.engine.tail import tail
 from stt_cascade.engine.timestamps import broke_off, split_at_timestamps
+from stt_cascade.engine.windows import until
+from stt_cascade.warning_codes import WarningCode
 
 # Of a window that is decoded in two goes, each part is at least this long.
 MIN_PART_SECONDS = 0.5
 # A window ends with speech, so a last timestamp so long before its end has left some of that out,
-# whatever Whisper says.
-UNHEARD_SECONDS = 1.0
+# whatever Whisper says. Timestamps may be a second early.
+UNHEARD_SECONDS = SLACK_SECONDS
 # A less likely language is not worth a decode of its own.
 MIN_LANGUAGE_PROBABILITY = 0.1
+# A stretch of speech of so many seconds, silence around it included, tells its language by itself;
+# if that is surely another one than the window's, the text leaves it out or translates it.
+FOREIGN_SECONDS = 2.5
+FOREIGN_PROBABILITY = 0.5
 # Of a clip of one word, less than 30 s of context makes the detection doubt what 30 s tell.
 SURE_LANGUAGE_PROBABILITY = 0.9
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
 
 
+# A decode that something is wrong with is tried again with so many hypotheses.
+RETRY_BEAM_SIZE = 5
+# The last way out of a loop; it also shortens what was really said so often.
+NGRAM_LIMIT = 5  # tokens
+
+
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """A window as heard in one language; `probability` is the language's, if it was detected."""
+    """A window as heard in one language and one form.
+
+    Attributes:
+        probability: the language's, if it was detected.
+        pieces: the text by its timestamps.
+        heard_until: as in `Utterance`.
+        fault: what is wrong with the text, if that shows.
+        mixed: a stretch of the speech is in another language.
+    """
 
     encoding: Encoding
     tokenizer: Tokenizer
     probability: float | None
+    form: Form
     decoded: Decoded
+    pieces: tuple[Piece, ...]
+    heard_until: float | None
+    fault: Fault | None
+    mixed: bool = False
     full_context: bool = False
     doubted: bool = False
 
@@ -68,6 +111,8 @@ class WhisperEngine:
         doubt_beam_size: hypotheses of a second look at a window whose text is in doubt; no more
             than `beam_size`: none is taken.
         short: encode what was said, in that form; None: 30 s whatever was said.
+        patient: a text that something is wrong with is tried in more than one other way, since
+            nobody else can be asked.
         languages: restricts the detection; empty: all that the model knows.
         cache: folder for what the warm-up prepares; None: prepare it at each start.
 
@@ -87,6 +132,7 @@ class WhisperEngine:
         workers: int = 1,
         beam_size: int = 1,
         doubt_beam_size: int = 1,
+        patient: bool = False,
         short: ShortForm | None = None,
         languages: frozenset[str] = frozenset(),
         cache: Path | None = None,
@@ -104,6 +150,7 @@ class WhisperEngine:
         )
         self._beam_size = beam_size
         self._doubt_beam_size = doubt_beam_size
+        self._patient = patient
         # faster-whisper lists Cantonese for models too that have no token for it.
         token = self._model.hf_tokenizer.token_to_id
         self._languages = frozenset(
@@ -133,97 +180,183 @@ class WhisperEngine:
     def transcribe(self, samples: Samples, options: Options) -> Utterance:
         return self.decode([self.encode(samples)], options)[0]
 
-    def encode(self, samples: Samples) -> Encoding:
-        return self._encoder.encode(samples)
+    def encode(self, samples: Samples, speech: Sequence[Span] = ()) -> Encoding:
+        return _with_speech(self._encoder.encode(samples), speech)
 
     def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
+        # Without timestamps, what follows a pause gets lost now and then.
+        pauses = any(len(encoding.speech) > 1 for encoding in encodings)
+        form = Form(self._beam_size, timestamps=options.timestamps != "none" or pauses)
         return [
             self._utterance(self._checked(heard, options), options)
-            for heard in self._hear(encodings, options)
+            for heard in self._hear(encodings, options, form)
         ]
 
     def _checked(self, heard: _Heard, options: Options) -> _Heard:
-        """The same, or what a second try made of it: one at most, and in the same slot."""
-        if heard.decoded.suspect and self._encoder is not self._full:
-            # The net under the short encoding.
-            (again,) = self._hear([self._full.encode(heard.encoding.samples)], options)
-            return replace(again, full_context=True)
-        if heard.decoded.doubtful and self._doubt_beam_size > self._beam_size:
-            # Alone: each hypothesis of each window takes the memory of a window.
-            (wider,) = self._decode(
-                [heard.encoding], [heard.tokenizer], options, self._doubt_beam_size
+        """The same, or what other ways to decode it made of it, all in the same slot."""
+        if heard.fault is None:
+            return self._second_look(heard, options) if heard.decoded.doubtful else heard
+        tried = [heard]
+        for form in other_forms(heard.fault, heard.form, patient=self._patient):
+            again = self._again(heard, options, form)
+            agreed = again.fault == "loop" and any(
+                one.fault == "loop"
+                and repetitions(one.decoded.text) == repetitions(again.decoded.text)
+                for one in tried
             )
-            decoded = heard.decoded if wider.suspect else wider
-            return replace(heard, decoded=decoded, doubted=True)
-        return heard
+            if agreed:  # two opinions: it was really said so often
+                again = replace(again, fault=None)
+            if heard.fault == "prompt" and same(heard.decoded.text, again.decoded.text):
+                return replace(heard, fault=None)  # what was said is in the prompt
+            if again.fault is None:
+                return again
+            tried.append(again)
+        return min(tried, key=_badness)
 
-    def _hear(self, encodings: Sequence[Encoding], options: Options) -> list[_Heard]:
+    def _second_look(self, heard: _Heard, options: Options) -> _Heard:
+        if self._doubt_beam_size <= self._beam_size:
+            return heard
+        # Alone: each hypothesis of each window takes the memory of a window.
+        form = replace(heard.form, beam_size=self._doubt_beam_size)
+        wider = self._again(heard, options, form)
+        return replace(heard, doubted=True) if wider.fault else wider
+
+    def _again(self, heard: _Heard, options: Options, form: Form) -> _Heard:
+        """Decode once more; what looks like a loop is encoded in full, unless it is already."""
+        encoding, anew = heard.encoding, False
+        if heard.fault in ("loop", "broken", "excess") and not encoding.full:
+            # The net under the short encoding.
+            encoding, anew = (
+                _with_speech(self._full.encode(encoding.samples), encoding.speech),
+                True,
+            )
+        (decoded,) = decode(self._model, [encoding], [heard.tokenizer], options, form)
+        again = self._judged(encoding, heard.tokenizer, heard.probability, decoded, options, form)
+        return replace(again, full_context=anew, doubted=not anew, mixed=heard.mixed)
+
+    def _judged(
+        self,
+        encoding: Encoding,
+        tokenizer: Tokenizer,
+        probability: float | None,
+        decoded: Decoded,
+        options: Options,
+        form: Form,
+    ) -> _Heard:
+        """A decode, and what is wrong with it."""
+        duration = len(encoding.samples) / SAMPLE_RATE
+        pieces = tuple(
+            Piece(start, min(end, duration), tokens, text)
+            for start, end, tokens in split_at_timestamps(
+                decoded.tokens, tokenizer.timestamp_begin, duration
+            )
+            if (text := tokenizer.decode(tokens).strip())
+        )
+        heard_until = self._heard_until(pieces, decoded, tokenizer, encoding)
+        speech = until(encoding.speech, heard_until)
+        fault: Fault | None = None
+        if decoded.broken:
+            fault = "broken"
+        elif form.prompt and options.prompt and echoes(decoded.text, options.prompt):
+            fault = "prompt"
+        elif exceeds(pieces, speech):
+            fault = "excess"
+        elif decoded.repeats:
+            fault = "loop"
+        elif not covers(pieces, speech):
+            fault = "coverage"
+        return _Heard(encoding, tokenizer, probability, form, decoded, pieces, heard_until, fault)
+
+    def _heard_until(
+        self, pieces: Sequence[Piece], decoded: Decoded, tokenizer: Tokenizer, encoding: Encoding
+    ) -> float | None:
+        """Where another decode goes on, by the decoded timestamps: aligned words may end later."""
+        if not pieces or decoded.broken:
+            return None
+        end = pieces[-1].end
+        left_out = encoding.speech[-1].start >= end * SAMPLE_RATE
+        sure = left_out or broke_off(decoded.tokens, tokenizer.timestamp_begin)
+        unheard = MIN_PART_SECONDS if sure else UNHEARD_SECONDS
+        left = len(encoding.samples) / SAMPLE_RATE - end
+        return None if end < MIN_PART_SECONDS or left < unheard else end
+
+    def _hear(self, encodings: Sequence[Encoding], options: Options, form: Form) -> list[_Heard]:
         language = options.language
         if len(self._languages) == 1:
             (language,) = self._languages
         if language is not None:
             tokenizer = self._tokenizer(language, options)
-            decoded = self._decode(encodings, [tokenizer] * len(encodings), options)
-            return [
-                _Heard(encoding, tokenizer, None, one)
+            tokenizers = [tokenizer] * len(encodings)
+            decoded = decode(self._model, encodings, tokenizers, options, form)
+            all_ = [
+                self._judged(encoding, tokenizer, None, one, options, form)
                 for encoding, one in zip(encodings, decoded, strict=True)
             ]
+            return [self._of_one_language(one) for one in all_] if options.assumed else all_
         first, *rest = encodings
-        heard = self._hear_some_language(first, options)
+        heard = self._hear_some_language(first, options, form)
         known = replace(options, language=heard.tokenizer.language_code)
-        return [heard, *(self._hear(rest, known) if rest else ())]
+        return [heard, *(self._hear(rest, known, form) if rest else ())]
 
-    def _hear_some_language(self, encoding: Encoding, options: Options) -> _Heard:
+    def _hear_some_language(self, encoding: Encoding, options: Options, form: Form) -> _Heard:
         """Decode in each language that it may be, together; the likeliest pair of both counts."""
         found = self._likely_languages(encoding)
         tokenizers = [self._tokenizer(language, options) for language, _ in found]
-        decoded = self._decode([encoding] * len(found), tokenizers, options)
+        decoded = decode(self._model, [encoding] * len(found), tokenizers, options, form)
+        judged = [
+            self._judged(encoding, tokenizer, probability, one, options, form)
+            for tokenizer, (_, probability), one in zip(tokenizers, found, decoded, strict=True)
+        ]
+        heard = max(judged, key=_likelihood)
+        return self._of_one_language(heard) if len(encoding.speech) > 1 else heard
 
-        def likelihood(index: int) -> tuple[bool, float]:
-            probability, text = found[index][1], decoded[index]
-            return not text.suspect, text.logprob + (math.log(probability) if probability else 0.0)
-
-        best = max(range(len(found)), key=likelihood)
-        return _Heard(encoding, tokenizers[best], found[best][1], decoded[best])
+    def _of_one_language(self, heard: _Heard) -> _Heard:
+        """The same; with the lower probability of a stretch that is in another language."""
+        language, encoding = heard.tokenizer.language_code, heard.encoding
+        for span in encoding.speech:
+            if span.seconds < FOREIGN_SECONDS:
+                continue
+            spoken = dict(self._model.model.detect_language(encoding.part(span))[0])
+            ours = spoken[f"<|{language}|>"]
+            if ours < MIN_LANGUAGE_PROBABILITY and max(spoken.values()) >= FOREIGN_PROBABILITY:
+                return replace(heard, probability=ours, mixed=True)
+        return heard
 
     def _likely_languages(self, encoding: Encoding) -> list[tuple[str, float]]:
         detect = self._model.model.detect_language
-        found = likely_languages(detect(encoding.own)[0], self._detectable)
+        longest = max(encoding.speech, key=lambda span: span.seconds)
+        # A word before a pause would mislead the detection, which looks at beginnings.
+        alone = len(encoding.speech) > 1 and longest.seconds >= FOREIGN_SECONDS
+        heard = encoding.part(longest) if alone else encoding.own
+        found = likely_languages(detect(heard)[0], self._detectable)
         if found[0][1] >= SURE_LANGUAGE_PROBABILITY or encoding.own is encoding.output:
             return found
         return likely_languages(detect(self._encoder.whole(encoding))[0], self._detectable)
 
-    def _decode(
-        self,
-        encodings: Sequence[Encoding],
-        tokenizers: Sequence[Tokenizer],
-        options: Options,
-        beam_size: int | None = None,
-    ) -> list[Decoded]:
-        return decode(
-            self._model, encodings, tokenizers, options, beam_size=beam_size or self._beam_size
-        )
-
     def _utterance(self, heard: _Heard, options: Options) -> Utterance:
-        decoded, tokenizer = heard.decoded, heard.tokenizer
-        duration = len(heard.encoding.samples) / SAMPLE_RATE
-        segments = self._segments(heard, options, duration)
-        heard_until = segments[-1].end if segments else None
-        if heard_until is not None:
-            broken_off = broke_off(decoded.tokens, tokenizer.timestamp_begin)
-            unheard = MIN_PART_SECONDS if broken_off else UNHEARD_SECONDS
-            if heard_until < MIN_PART_SECONDS or duration - heard_until < unheard:
-                heard_until = None
+        decoded, fault = heard.decoded, heard.fault
+        warnings: list[WarningCode] = []
+        if options.prompt and not heard.form.prompt:
+            warnings.append("prompt_ignored")
+        if heard.form.ngram_limit or (fault and cut_runs(decoded.tokens) != decoded.tokens):
+            warnings.append("text_cut")
+        if heard.mixed:
+            warnings.append("mixed_languages")
+        if fault in ("broken", "coverage"):
+            warnings.append("text_incomplete")
         return Utterance(
-            language=tokenizer.language_code,
+            language=heard.tokenizer.language_code,
             language_probability=heard.probability,
-            segments=segments,
+            segments=self._segments(heard, options),
             avg_logprob=decoded.avg_logprob,
-            tokens=len(decoded.tokens) + 1,
+            tokens=decoded.spoken,
             weakest=math.exp(decoded.weakest),
-            heard_until=heard_until,
+            heard_until=heard.heard_until,
             full_context=heard.full_context,
             doubted=heard.doubted,
+            looped=fault is not None and fault != "coverage",
+            covered=fault != "coverage",
+            warnings=tuple(warnings),
         )
 
     def _tokenizer(self, language: str, options: Options) -> Tokenizer:
@@ -234,18 +367,23 @@ class WhisperEngine:
             language=language,
         )
 
-    def _segments(self, heard: _Heard, options: Options, duration: float) -> tuple[Segment, ...]:
-        encoding, tokenizer, decoded = heard.encoding, heard.tokenizer, heard.decoded
+    def _segments(self, heard: _Heard, options: Options) -> tuple[Segment, ...]:
+        encoding, decoded = heard.encoding, heard.decoded
+        end = heard.heard_until or len(encoding.samples) / SAMPLE_RATE
         pieces: list[dict[str, Any]] = [
-            {"seek": 0, "start": start, "end": end, "tokens": tokens}
-            for start, end, tokens in split_at_timestamps(
-                decoded.tokens, tokenizer.timestamp_begin, duration
-            )
+            {"seek": 0, "start": piece.start, "end": piece.end, "tokens": piece.tokens}
+            for piece in heard.pieces
         ]
+        if heard.fault:
+            for piece in pieces:
+                piece["tokens"] = cut_runs(piece["tokens"])
+        if options.timestamps == "none" and pieces:
+            tokens = [token for piece in pieces for token in piece["tokens"]]
+            pieces = [{"seek": 0, "start": 0.0, "end": end, "tokens": tokens}]
         if options.timestamps == "word" and pieces:
             self._model.add_word_timestamps(
                 [pieces],
-                tokenizer,
+                heard.tokenizer,
                 encoding.output,
                 encoding.frames,
                 PREPEND_PUNCTUATION,
@@ -254,24 +392,72 @@ class WhisperEngine:
             )
         return tuple(
             Segment(
-                start=min(piece["start"], duration),
-                end=min(piece["end"], duration),
+                start=min(piece["start"], end),
+                end=min(piece["end"], end),
                 text=text,
                 avg_logprob=decoded.avg_logprob,
                 no_speech_prob=decoded.no_speech_prob,
                 words=tuple(
                     Word(
-                        start=min(float(word["start"]), duration),
-                        end=min(float(word["end"]), duration),
-                        word=word["word"],
+                        start=min(float(word["start"]), end),
+                        end=min(float(word["end"]), end),
+                        word=word["word"].replace(BROKEN_CHARACTER, ""),
                         probability=float(word["probability"]),
                     )
                     for word in piece.get("words", ())
                 ),
+                suspect=heard.fault is not None,
             )
             for piece in pieces
-            if (text := tokenizer.decode(piece["tokens"]).strip())
+            if (text := self._text(piece["tokens"], heard.tokenizer))
         )
+
+    def _text(self, tokens: list[int], tokenizer: Tokenizer) -> str:
+        text: str = tokenizer.decode(tokens)
+        return text.replace(BROKEN_CHARACTER, "").strip()
+
+
+def other_forms(fault: Fault, form: Form, *, patient: bool) -> list[Form]:
+    """Ways to decode a window again, in a form that it was not decoded in yet; the likeliest first.
+
+    Args:
+        patient: nobody else can be asked, so more than one is tried.
+    """
+    wide = Form(RETRY_BEAM_SIZE, form.timestamps, prompt=False)
+    if fault == "prompt":
+        forms = [replace(form, prompt=False)]
+    elif fault == "coverage":
+        forms = [replace(wide, timestamps=True), Form(1, timestamps=True, prompt=False)]
+    else:
+        forms = [
+            wide,
+            Form(1, not form.timestamps, prompt=False),
+            replace(wide, timestamps=True, ngram_limit=NGRAM_LIMIT),
+        ]
+    forms = [other for other in forms if other != form]
+    return forms if patient else forms[:1]
+
+
+def _likelihood(heard: _Heard) -> tuple[bool, bool, float]:
+    """Of a language and its text, together; of all the speech, since half a text is likelier."""
+    prior = math.log(heard.probability) if heard.probability else 0.0
+    return heard.fault is None, heard.heard_until is None, heard.decoded.logprob + prior
+
+
+def _badness(heard: _Heard) -> tuple[bool, int, int]:
+    """Of texts that all have a fault, the least is taken."""
+    much, form = letters(heard.decoded.text), heard.form
+    if heard.fault in ("broken", "excess"):
+        return True, 0, much
+    if heard.fault == "coverage":
+        return False, 0, -much
+    # It may have been said so often: a wide beam counts best, and an n-gram limit not at all.
+    return False, form.ngram_limit - form.beam_size, much
+
+
+def _with_speech(encoding: Encoding, speech: Sequence[Span]) -> Encoding:
+    everywhere = (Span(0, len(encoding.samples)),)
+    return replace(encoding, speech=tuple(speech) or everywhere)
 
 
 def likely_languages(

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from stt_cascade.engine.protocol import SAMPLE_RATE, Span
 
 MAX_WINDOW_SECONDS = 30
 # A longer pause ends a window: encoding it would cost more than a second prompt does.
 MAX_PAUSE_SECONDS = 3
+# Of a word or two, Whisper often takes the language for another one.
+LANGUAGE_SECONDS = 5
+
+
+def within(speech: Iterable[Span], window: Span) -> tuple[Span, ...]:
+    """The stretches of speech in a window, in samples from the window's start."""
+    return tuple(
+        Span(max(span.start, window.start) - window.start, min(span.end, window.end) - window.start)
+        for span in speech
+        if span.start < window.end and span.end > window.start
+    )
+
+
+def until(speech: Iterable[Span], seconds: float | None) -> tuple[Span, ...]:
+    """The stretches of speech up to there; None: all of them."""
+    if seconds is None:
+        return tuple(speech)
+    return within(speech, Span(0, round(seconds * SAMPLE_RATE)))
+
+
+def leading(windows: Sequence[Span]) -> int:
+    """Which window tells the clip's language: the first with enough speech, else the longest."""
+    long_enough = (n for n, span in enumerate(windows) if span.seconds >= LANGUAGE_SECONDS)
+    longest = max(range(len(windows)), key=lambda n: windows[n].seconds)
+    return next(long_enough, longest)
 
 
 def windows(speech: Iterable[Span]) -> list[Span]:
