@@ -133,6 +133,7 @@ class Setting:
             workers=WORKERS,
             doubt_beam_size=5,
             short=ShortForm(),
+            cache=Path(os.environ[cuda.CACHE]),
         )
         engine.warm_up()
         return engine
@@ -147,7 +148,7 @@ class Setting:
         clips += [
             clip for folder in self.clips for clip in read_manifest(Path(folder)) if clip.text
         ]
-        heard = [(clip, samples_of(clip.file)) for clip in clips[: self.some(6, 1000)]]
+        heard = [(clip, samples_of(clip.file)) for clip in clips[: self.some(2, 1000)]]
         return [(clip, each) for clip, each in heard if len(each) <= LONGEST_S * SAMPLE_RATE]
 
 
@@ -293,7 +294,7 @@ def memory(section: Section, setting: Setting) -> None:
 
     work(setting.some(len(clips), 2 * len(clips)))
     before = held()
-    count = setting.some(20, 500)
+    count = setting.some(4, 500)
     work(count)
     after = held()
     section.figure("clips", count)

@@ -39,8 +39,7 @@ UNHEARD_SECONDS = 1.0
 MIN_LANGUAGE_PROBABILITY = 0.1
 # Of a clip of one word, less than 30 s of context makes the detection doubt what 30 s tell.
 SURE_LANGUAGE_PROBABILITY = 0.9
-# What the short encoding makes of a second.
-WARM_UP_SECONDS = 6.0
+WARM_UP_SECONDS = 1.0
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
 
