@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-all faults runbooks fuzz audit check check-deploy dashboard manifests monitoring-check \
-  try-units format lock clean
+.PHONY: help demo up test test-all faults runbooks gpu-check fuzz audit check check-deploy dashboard manifests \
+  monitoring-check try-units format lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +56,12 @@ runbooks: $(STAMP)  ## make the fault of each page in docs/runbooks, and follow 
 	@echo "==> Runbooks"
 	@PYTHONPATH=tests $(BIN)/python -m runbooks $(ARGS)
 
+# Wheels that came along (ARGS="--wheels FOLDER" or "--parts FOLDER") are installed beside .venv, which needs a
+# network. ARGS="--device cpu --short" tries the check itself.
+gpu-check: $(if $(findstring --wheels,$(ARGS))$(findstring --parts,$(ARGS)),,$(STAMP))  ## check the engine on this machine's GPU, in ten minutes
+	@echo "==> GPU check"
+	@PYTHONPATH=tests $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) -m gpu_check $(ARGS)
+
 check: $(STAMP)  ## lint, check the format and the types
 	@echo "==> ruff check"
 	@$(BIN)/ruff check .
@@ -106,7 +112,7 @@ lock: $(STAMP)  ## write requirements*.txt anew; UPGRADE=1 takes newer versions
 
 clean:  ## remove .venv and all that tools left; models/ stays
 	@echo "==> Removing .venv, caches and builds"
-	@rm -rf $(VENV) dist .engines .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) dist .engines .gpu-check .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 # pip names each package as it comes to it, so that nobody waits in the dark.

@@ -82,7 +82,7 @@ _release:
 	{ $(foreach tier,$(TIERS),echo "image_$(tier) := $(call ref,$(tier))"; \
 	  echo "publish_$(tier) := $(call bind,$(tier)):$(PORT_$(tier)):$(PORT_$(tier))";) \
 	  echo "tiers := $(TIERS)"; \
-	  echo "gpus := $(if $(filter gpu,$(VARIANT)),--gpus all)"; \
+	  echo "gpus := $(if $(filter gpu,$(VARIANT)),--gpus all --volume stt-cache:/cache)"; \
 	  echo "config := $(CURDIR)/$$new/config"; \
 	  echo "models := $(abspath $(MODELS))"; \
 	  echo "secrets := $(abspath $(SECRETS))"; } > $$new/release.mk; \

@@ -33,6 +33,7 @@ class FakeNvml(ModuleType):
     def __init__(self, *, there: bool = True) -> None:
         super().__init__("pynvml")
         self.there = there
+        self.mig = False
         self.index: int | None = None
         self.pids = [os.getpid()]
         self.open = 0
@@ -63,6 +64,10 @@ class FakeNvml(ModuleType):
         return [SimpleNamespace(pid=pid) for pid in self.pids]
 
     def nvmlDeviceGetUtilizationRates(self, handle: object) -> Any:
+        if not self.there:
+            raise self.NVMLError("GPU is lost")
+        if self.mig:
+            raise self.NVMLError("Not Supported")
         return SimpleNamespace(gpu=37, memory=12)
 
 
@@ -111,6 +116,21 @@ def test_a_lost_gpu_loses_its_gauges_and_says_so_once(tiers: Tiers, nvml: FakeNv
     assert tier.transcribe().status_code == 200
     nvml.there = True
     assert gauges(tier) == GPU
+
+
+def test_what_a_gpu_in_mig_mode_does_not_tell_is_absent_alone(tiers: Tiers, nvml: FakeNvml) -> None:
+    nvml.mig = True
+    with capture_logs() as lines:
+        tier = tiers.fallback(device="cuda")
+        assert gauges(tier) == GPU - {"stt_gpu_utilization_pct"}
+        assert gauges(tier) == GPU - {"stt_gpu_utilization_pct"}
+    assert tier.get("/v1/metrics").json()["gpu"] == {
+        "utilization_pct": None,
+        "mem_used_mb": 3072.0,
+        "mem_total_mb": 24576.0,
+    }
+    told = [line for line in lines if "GPU" in line["event"]]
+    assert [line.get("utilization") for line in told] == ["Not Supported"]
 
 
 def test_without_a_driver_there_are_no_gpu_gauges(tiers: Tiers, nvml: FakeNvml) -> None:

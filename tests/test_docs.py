@@ -54,6 +54,7 @@ ENVIRONMENT = {
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HTTPS_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("COMPOSE_PROFILES", "FALLBACK_GPU"),
+    *("CUDA_CACHE_PATH", "CUDA_VISIBLE_DEVICES"),
 }
 # What a request may say besides the headers that the OpenAPI document describes.
 REQUEST_HEADERS = {"Authorization", "X-Req-Id", "X-Forwarded-For", "traceparent", "tracestate"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +56,14 @@ def run(
     contenders = [Contender(name, setup) for name in names]
     results = [Result(name) for name in names]
     try:
+        with ThreadPoolExecutor(len(contenders)) as starting:
+            list(starting.map(Contender.start, contenders))
+        warm_up = clips[: max(2, setup.concurrency)]
         for contender in contenders:
-            contender.start()
-        for contender in contenders:
-            contender.run([(samples, clip.language) for clip, samples in clips[:2]])  # warm-up
-        for number, start in enumerate(range(0, len(clips), BATCH)):
-            batch = clips[start : start + BATCH]
+            contender.run([(samples, clip.language) for clip, samples in warm_up])
+        size = max(BATCH, setup.concurrency)  # else some callers would have nothing to ask
+        for number, start in enumerate(range(0, len(clips), size)):
+            batch = clips[start : start + size]
             work = [(samples, clip.language) for clip, samples in batch]
             turns = list(zip(contenders, results, strict=True))
             for contender, result in turns[:: 1 if number % 2 else -1]:

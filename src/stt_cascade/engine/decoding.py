@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
 
 from stt_cascade.engine.encoding import FRAMES_PER_SECOND, Encoding, stack, to_host
-from stt_cascade.engine.protocol import Options
+from stt_cascade.engine.protocol import SAMPLE_RATE, Options
 from stt_cascade.engine.scores import chosen_logprobs, weakest_logprob
 
 # Whisper's own constant: a text may start at most this late (in steps of 20 ms) in its window.
@@ -21,6 +23,7 @@ MAX_INITIAL_TIMESTAMP = 50
 # Tokens of prompt and text that Whisper can take, and its own limit on the text of one window.
 CONTEXT = 448
 MAX_TOKENS = 224
+WARM_UP_LENGTH = 16  # tokens, the prompt included
 # Nobody speaks faster: the densest speech in the test sets has 8 tokens a second in Latin
 # scripts, and scripts that the tokenizer knows only by bytes need about three times as many.
 TOKENS_PER_SECOND = 25
@@ -56,6 +59,11 @@ class Form:
     timestamps: bool
     prompt: bool = True
     ngram_limit: int = 0
+
+
+# CTranslate2 leaves each step's logits on the GPU until they are scored. One call to `generate` may
+# keep this much there: five windows of 30 s in float16, two in float32.
+LOGITS_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +108,16 @@ def decode(
     Args:
         tokenizers: for each window the one of its language.
     """
-    prompts = [_prompt(model, tokenizer, options, form) for tokenizer in tokenizers]
     caps = [token_cap(encoding.frames / FRAMES_PER_SECOND) for encoding in encodings]
+    most = windows_at_once(model, max(caps), form.beam_size)
+    if len(encodings) > most:
+        parts = [slice(start, start + most) for start in range(0, len(encodings), most)]
+        return [
+            one
+            for part in parts
+            for one in decode(model, encodings[part], tokenizers[part], options, form)
+        ]
+    prompts = [_prompt(model, tokenizer, options, form) for tokenizer in tokenizers]
     # CTranslate2 allows half of `max_length`, as Whisper does with its context, and no more than
     # the prompt leaves of it.
     longest = max(map(len, prompts))
@@ -126,6 +142,42 @@ def decode(
             encodings, tokenizers, results, caps, strict=True
         )
     ]
+
+
+def windows_at_once(model: WhisperModel, steps: int, beam_size: int) -> int:
+    """Windows whose logits, of so many steps each, may be on the GPU together.
+
+    With a beam there are none, and on a CPU they take no memory that is scarce.
+    """
+    if beam_size > 1 or model.model.device != "cuda":
+        return sys.maxsize
+    size = 2 if model.model.compute_type.endswith("float16") else 4  # bfloat16, too
+    vocabulary: int = model.hf_tokenizer.get_vocab_size()
+    return max(1, LOGITS_BYTES // (steps * vocabulary * size))
+
+
+def warm_up(model: WhisperModel, tokenizer: Tokenizer, seconds: float, beam_size: int) -> None:
+    """Have each worker encode and decode so many seconds of silence.
+
+    Each has a stream, a cuBLAS handle and memory of its own, which its first work makes. Jobs that
+    come together go to all of them, since each takes far longer than an idle worker needs to wake.
+    """
+    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    features = model.feature_extractor(silence, padding=0)[np.newaxis]
+    view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
+    jobs = [
+        job
+        for _ in range(model.model.num_workers)
+        for job in model.model.generate(
+            view,
+            [model.get_prompt(tokenizer, [], without_timestamps=True)],
+            beam_size=beam_size,
+            max_length=WARM_UP_LENGTH,
+            asynchronous=True,
+        )
+    ]
+    for job in jobs:
+        job.result()
 
 
 def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options, form: Form) -> list[int]:

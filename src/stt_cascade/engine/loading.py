@@ -8,6 +8,7 @@ import ctranslate2
 import structlog
 
 from stt_cascade.config import TierConfig
+from stt_cascade.engine import cuda
 from stt_cascade.engine.encoding import ShortForm
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.engine.whisper import WhisperEngine
@@ -36,20 +37,29 @@ def load_whisper(config: TierConfig) -> Engine:
             cpu_threads=threads,
             cores=cores,
         )
-    return WhisperEngine(
-        config.model_path,
-        device=device,
-        device_index=config.device_index,
-        compute_type=config.compute_type,
-        cpu_threads=threads,
-        workers=config.max_concurrency,
-        beam_size=config.beam_size,
-        doubt_beam_size=config.doubt_beam_size,
-        patient=config.tier == "fallback",
-        short=ShortForm() if config.short_clip_encoding else None,
-        languages=frozenset(config.languages),
-        cache=config.cache_dir,
-    )
+    try:
+        return WhisperEngine(
+            config.model_path,
+            device=device,
+            device_index=config.device_index,
+            compute_type=config.compute_type,
+            cpu_threads=threads,
+            workers=config.max_concurrency,
+            beam_size=config.beam_size,
+            doubt_beam_size=config.doubt_beam_size,
+            patient=config.tier == "fallback",
+            short=ShortForm() if config.short_clip_encoding else None,
+            languages=frozenset(config.languages),
+            cache=config.cache_dir,
+        )
+    except RuntimeError as error:
+        if device == "cuda" and not ctranslate2.get_cuda_device_count():
+            raise RuntimeError(
+                f"{error}. CUDA finds no GPU with {cuda.VISIBLE}={os.environ.get(cuda.VISIBLE)}: "
+                "compare `nvidia-smi --list-gpus` with DEVICE_INDEX, start a container with "
+                "`--gpus all`, or set DEVICE=cpu"
+            ) from error
+        raise
 
 
 def threads_for(device: str, cores: int, workers: int) -> int:

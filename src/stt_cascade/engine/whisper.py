@@ -17,7 +17,14 @@ import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 
-from stt_cascade.engine.decoding import BROKEN_CHARACTER, Decoded, Form, cut_runs, decode
+from stt_cascade.engine.decoding import (
+    BROKEN_CHARACTER,
+    Decoded,
+    Form,
+    cut_runs,
+    decode,
+    warm_up,
+)
 from stt_cascade.engine.encoding import (
     Encoder,
     Encoding,
@@ -63,6 +70,7 @@ FOREIGN_SECONDS = 2.5
 FOREIGN_PROBABILITY = 0.5
 # Of a clip of one word, less than 30 s of context makes the detection doubt what 30 s tell.
 SURE_LANGUAGE_PROBABILITY = 0.9
+WARM_UP_SECONDS = 1.0
 PREPEND_PUNCTUATION = "\"'“¿([{-"
 APPEND_PUNCTUATION = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  # full-width marks are meant
 
@@ -175,6 +183,10 @@ class WhisperEngine:
         return str(self._model.model.device)
 
     def warm_up(self) -> None:
+        # With the beam of a second look, which comes to the GPU as late as a first doubtful text.
+        beam = max(self._beam_size, self._doubt_beam_size)
+        tokenizer = self._tokenizer(min(self._languages), Options())
+        warm_up(self._model, tokenizer, WARM_UP_SECONDS, beam)
         self.transcribe(np.zeros(SAMPLE_RATE, np.float32), Options(timestamps="word"))
 
     def transcribe(self, samples: Samples, options: Options) -> Utterance:

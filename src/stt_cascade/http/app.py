@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.config import ENVELOPE_BYTES, TierConfig
 from stt_cascade.config_file import load
+from stt_cascade.engine import cuda
 from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.errors import MethodNotAllowed, NotFound
@@ -29,7 +30,7 @@ def app_from_file(tier: type[TierConfig]) -> FastAPI:
     """
     config = load(tier)
     logs.configure(config.log_format)
-    return create_app(config)
+    return create_app(cuda.claim(config))
 
 
 def create_app(

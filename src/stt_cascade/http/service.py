@@ -21,6 +21,7 @@ from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.engine import cuda
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
@@ -100,7 +101,7 @@ class Service:
                 if others := gpu.others():
                     log.warning(
                         "other processes use this GPU; run one worker per GPU",
-                        device_index=self.config.device_index,
+                        gpu=os.environ.get(cuda.VISIBLE),
                         processes=others,
                     )
             if self._fallback is not None:

@@ -166,9 +166,13 @@ def _resources(step: Step) -> dict[str, float | None]:
     return {
         "cores": spent / passed if passed else None,
         "rss_mb": max(shot["process"]["rss_mb"] for shot in shots),
-        "gpu_pct": max((gpu["utilization_pct"] for gpu in gpus), default=None),
-        "gpu_mb": max((gpu["mem_used_mb"] for gpu in gpus), default=None),
+        "gpu_pct": _most(gpu["utilization_pct"] for gpu in gpus),
+        "gpu_mb": _most(gpu["mem_used_mb"] for gpu in gpus),
     }
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def knee(steps: Sequence[Summary]) -> float | None:

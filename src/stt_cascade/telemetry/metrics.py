@@ -267,7 +267,7 @@ def _quantiles(values: deque[float]) -> dict[str, float | None]:
 
 
 class _GpuCollector(Collector):
-    """The GPU's gauges; absent while it cannot be read."""
+    """The GPU's gauges; each is absent while it cannot be read."""
 
     def __init__(self, seen: Callable[[], Reading | None]) -> None:
         self._seen = seen
@@ -281,4 +281,5 @@ class _GpuCollector(Collector):
             ("stt_gpu_mem_used_mb", "GPU memory used, MB.", reading.mem_used_mb),
             ("stt_gpu_mem_total_mb", "GPU memory there is, MB.", reading.mem_total_mb),
         ):
-            yield GaugeMetricFamily(name, text, value=value)
+            if value is not None:
+                yield GaugeMetricFamily(name, text, value=value)

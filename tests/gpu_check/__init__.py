@@ -1,0 +1,1 @@
+"""`make gpu-check`: whether the engine is right and quick on a machine's GPU, without a network."""
