@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import httpx2
 
@@ -25,8 +25,6 @@ from stt_sdk._types import Health, Readiness, Task, Timestamps, Transcription
 
 DEFAULT_TIMEOUT = 65.0  # seconds: the service's own deadline is 60, and its error says more
 CONCURRENCY = 4
-
-Self = TypeVar("Self", bound="Transcriber")
 
 
 class Transcriber:
@@ -59,7 +57,7 @@ class Transcriber:
         policy = retries if isinstance(retries, RetryPolicy) else RetryPolicy(retries)
         self._dispatcher = Dispatcher(hosts, policy, self._telemetry)
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
         await self._start()
         return self
 
