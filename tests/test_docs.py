@@ -131,7 +131,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
     monkeypatch.setattr(Gpu, "open", lambda index: FakeGpu())
     config = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env")
-    return create_app(config.model_copy(update={"device": "auto", "vad": False}), FakeEngine())
+    on_gpu = config.model_copy(update={"device": "cuda", "vad": False})
+    return create_app(on_gpu, FakeEngine(device="cuda"))
 
 
 def service_of(app: FastAPI) -> Service:

@@ -12,6 +12,15 @@ log = structlog.get_logger("stt.gpu")
 MB = 1024 * 1024
 
 
+def installed() -> bool:
+    """Whether there is what asks NVML, `nvidia-ml-py`."""
+    try:
+        import pynvml  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One look at a GPU."""
