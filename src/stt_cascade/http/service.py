@@ -281,7 +281,7 @@ def _tracing(config: TierConfig) -> Tracing | None:
     except ImportError as error:
         raise ConfigError(
             f"{config.source or 'settings'}: OTLP_ENDPOINT needs what is not installed ({error}); "
-            f'install "stt-cascade[server,tracing]", or take it out'
+            f"pip install '.[server,tracing]' in a checkout of stt-cascade, or take it out"
         ) from None
     return Tracing(config, config.otlp_endpoint)
 
