@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
-from fakes import PATIENCE, ScriptedFallback
+from fakes import PATIENCE, ScriptedFallback, answer_of_fallback
 from servers import NAME, Certificate, Run, client, serving
 from stt_sdk import CertificatesError, STTClient, STTPool, SyncSTTClient
 from stt_sdk._transport import Transport
@@ -20,6 +21,7 @@ from tones import silence, wav
 
 Started = Callable[..., ScriptedFallback]
 CLIP = wav(silence(0.5))
+HEARD = answer_of_fallback()
 
 OUTLIVES = """
 import sys, threading
@@ -181,11 +183,15 @@ def test_who_brings_certificates_needs_none_of_the_environments(
 
 
 @pytest.mark.parametrize("pool", [False, True])
-def test_a_client_in_a_second_event_loop_says_so_at_once_whatever_is_asked(
-    scripted: Started, pool: bool
-) -> None:
-    server = scripted()
-    stt = STTPool([server.url]) if pool else STTClient(server.url)
+def test_a_client_in_a_second_event_loop_says_so_at_once_whatever_is_asked(pool: bool) -> None:
+    def answers(request: httpx2.Request) -> httpx2.Response:
+        ready = {"ready": True, "state": "ready"}
+        return httpx2.Response(200, json=ready if "ready" in request.url.path else HEARD)
+
+    # In memory: nobody could close the sockets of an event loop that has ended.
+    transport = httpx2.MockTransport(answers)
+    url = "http://127.0.0.1:9"
+    stt = STTPool([url], transport=transport) if pool else STTClient(url, transport=transport)
 
     async def every() -> None:
         async for outcome in stt.transcribe_many([CLIP]):
