@@ -526,3 +526,9 @@ def test_every_page_script_and_lock_asks_for_the_python_that_the_project_require
     for lock in ROOT.glob("requirements*.txt"):
         markers = re.findall(r"python_full_version < '(3\.\d+)'", lock.read_text())
         assert floor not in markers, lock.name
+
+
+def test_nobody_is_told_to_install_a_name_that_others_may_have_on_an_index() -> None:
+    """The project is on none: its extras come from a checkout."""
+    for path in [*PAGES, *SRC.rglob("*.py")]:
+        assert not re.search(r"install[^\n]{0,20}\bstt-cascade\b", path.read_text()), path
