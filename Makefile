@@ -97,7 +97,7 @@ format: $(STAMP)  ## format the code, mend what ruff can mend
 
 # Other indexes of this machine must not decide what everybody installs.
 COMPILE = env -u UV_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_DEFAULT_INDEX -u UV_FIND_LINKS \
-  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.10 \
+  $(BIN)/uv pip compile --quiet --no-config --no-python-downloads --universal --python-version 3.11 \
   --generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 # The images' packages are some of those that the tests run with: the same versions, the same files.
@@ -117,7 +117,7 @@ clean:  ## remove .venv and all that tools left; models/ stays
 
 # pip names each package as it comes to it, so that nobody waits in the dark.
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is older than Python 3.11: name a newer one, for example make PYTHON=python3.12")'
 	@echo "==> Installing into $(VENV); the first time, some 200 MB are downloaded"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements.txt \

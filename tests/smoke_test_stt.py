@@ -29,6 +29,8 @@ from urllib.parse import urlsplit
 from stt_sdk import InvalidAudioError, STTError, SyncSTTClient, Transcription, UnauthorizedError
 
 SAMPLES = Path(__file__).parent.parent / "samples"
+# "Americans", from samples/jfk.flac.
+ONE_WORD = Path(__file__).with_name("one-word.flac")
 TRANSCRIBE = "/v1/transcribe"
 PATIENCE_S = 120.0
 # A clip beyond this is heard in several windows.
@@ -64,6 +66,9 @@ METRICS = (
     *("stt_in_flight", "stt_in_flight_audio_seconds", "stt_oldest_inference_seconds"),
     *("stt_rate_limit_fullest_ratio", "stt_fallback_breaker_open", "stt_build_info"),
 )
+
+
+GPU_METRICS = {"stt_gpu_utilization_pct", "stt_gpu_mem_used_mb", "stt_gpu_mem_total_mb"}
 
 
 class Skipped(Exception):
@@ -344,7 +349,17 @@ def prometheus(stt: Service) -> str:
     there = set(re.findall(r"^(\w+)(?:\{| )", text, re.MULTILINE))
     missing = [name for name in METRICS if name not in there]
     expect(not missing, f"without {', '.join(missing)}")
-    return f"all of {len(METRICS)}"
+    gauges = {name for name in there if name.startswith("stt_gpu_")}
+    device = stt.ask("GET", "/v1/health", key=None).json().get("device")
+    if device == "cuda":
+        # A GPU in MIG mode does not tell its load, which is then null.
+        read = _metrics(stt, "/v1/metrics").json().get("gpu") or {}
+        silent = {f"stt_gpu_{name}" for name, value in read.items() if value is None}
+        lacking = sorted(GPU_METRICS - silent - gauges)
+        expect(not lacking, f"on cuda without {', '.join(lacking)}: see the log of the start")
+    else:
+        expect(not gauges, f"on {device} with {', '.join(sorted(gauges))}")
+    return f"all of {len(METRICS)}, and {len(gauges)} of a GPU"
 
 
 def texts(stt: Service) -> str:
@@ -439,9 +454,7 @@ def request_id(stt: Service) -> str:
 
 
 def escalation(stt: Service) -> str:
-    found = [call for call in stt.calls() if call.escalated]
-    if not found:
-        raise Skipped("no clip was doubted; samples/bad-line.flac makes Whisper base doubt")
+    found = [call for call in stt.calls() if call.escalated] or [_forced(stt)]
     for call in found:
         routing, got = call.result.routing, call.answer.headers
         if routing.degraded:
@@ -453,7 +466,30 @@ def escalation(stt: Service) -> str:
         expect(not doubted or routing.below, f"{call.name}: doubted by no gate")
     degraded = sum(call.result.routing.degraded for call in found)
     expect(not degraded, f"{degraded} of {len(found)} degraded: the fallback failed")
+    if found[0].clip.file == ONE_WORD:
+        return f"forced by one word, {found[0].result.text!r}: by {found[0].result.routing.below}"
     return f"{len(found)} of {len(stt.calls())} calls"
+
+
+def _forced(stt: Service) -> Call:
+    """One word: it has fewer than MIN_WORDS_FOR_CONF, whatever the other thresholds are.
+
+    Raises:
+        Skipped: this service takes one word for enough, or heard more of them.
+    """
+    call = stt._call(Clip(ONE_WORD), ONE_WORD.read_bytes(), "en")
+    if call.escalated:
+        return call
+    heard = call.result.confidence.words
+    try:
+        least = (_metrics(stt, "/v1/metrics").json()["thresholds"] or {}).get("words", 0)
+    except Skipped as why:
+        raise Skipped(f"no clip was doubted, not even {call.result.text!r}; {why}") from None
+    expect(heard >= least, f"{heard} words are accepted, and MIN_WORDS_FOR_CONF is {least}")
+    raise Skipped(
+        f"no clip was doubted, and MIN_WORDS_FOR_CONF={least} accepts {call.result.text!r}; "
+        "samples/bad-line.flac makes Whisper base doubt"
+    )
 
 
 def sdk(stt: Service) -> str:

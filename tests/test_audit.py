@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import Any
 
+import av
 import pytest
 
 import audit
-from audit import FFMPEG_FLOOR, ffmpeg_version, findings, old_ffmpeg
+from audit import FFMPEG_FLOOR, ROOT, ffmpeg_version, findings, old_ffmpeg
 
 FINE = {"name": "av", "version": "18.1.0", "vulns": []}
 HOLE = {"id": "PYSEC-2026-1", "fix_versions": ["2.0"], "aliases": [], "description": "bad"}
@@ -22,6 +24,12 @@ def report(*packages: dict[str, Any]) -> str:
 
 def test_the_installed_wheel_has_an_ffmpeg_that_is_new_enough() -> None:
     assert old_ffmpeg(ffmpeg_version()) == []
+
+
+def test_no_python_gets_another_wheel_than_the_one_that_was_looked_at() -> None:
+    for file in ROOT.glob("requirements*.txt"):
+        locked = re.findall(r"^av==(\S+)", file.read_text(), re.MULTILINE)
+        assert set(locked) <= {av.__version__}, file.name
 
 
 def test_an_older_ffmpeg_is_named_with_the_floor() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from stt_cascade.bench import contenders
 from stt_cascade.bench.contenders import Batch, Heard
 from stt_cascade.bench.cost import by_length, short_to_long, worst_stray
 from stt_cascade.bench.engine import Result, report
@@ -96,6 +98,37 @@ def test_errors_are_compared_with_the_baselines_language_by_language() -> None:
     # Nobody speaks in the third clip, which costs next to nothing.
     assert sum(entry["clips"] for entry in row["cost"]["by_length"]) == 2
     assert row["clips_per_s"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("language", "given"), [("de", "de"), ("", None), ("zz", None), ("pt-BR", None)]
+)
+def test_a_peer_is_given_a_language_that_whisper_knows_and_else_detects_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str, given: str | None
+) -> None:
+    """`null` in a manifest: nobody speaks, or nobody wrote down in which language."""
+    asked: list[Any] = []
+
+    class Peer:
+        def transcribe(self, samples: Samples, **options: Any) -> tuple[list[Any], None]:
+            asked.append(options["language"])
+            return [], None
+
+    monkeypatch.setattr(contenders, "_faster_whisper", lambda setup: Peer())
+    transcribe = contenders.tuned(contenders.Setup(tmp_path, "cpu", "int8", 1, 1))
+    assert transcribe(audio(1), language) == Heard("")
+    assert asked == [given]
+
+
+def test_clips_without_a_language_have_a_column_of_their_own() -> None:
+    clips = [(clip("red", 2), audio(2)), (clip("blue", 2, language=""), audio(2))]
+    ours = Result("ours")
+    ours.add(Batch([Heard("red"), Heard("green")], 2.0, 100.0), [one for one, _ in clips])
+    row = report([ours], clips, "ours")["contenders"]["ours"]
+    assert {name: wer["value"] for name, wer in row["wer_by_language"].items()} == {
+        "en": 0.0,
+        "unknown": 100.0,
+    }
 
 
 def refused(folder: Path, *words: str, status: int = 2) -> str:

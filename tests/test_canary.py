@@ -24,12 +24,13 @@ from faults.stub import Stub
 from faults.tiers import Tier
 from ports import own_port
 from running import Tiers
-from stt_cascade.cli.canary import duration
+from stt_cascade.cli.canary import STABLE, duration
+from stt_cascade.errors import ERROR_TYPES, FAILURES
 from stt_cascade.measure import counts
 from stt_cascade.measure.canary import Outcome, Watch
 from stt_cascade.measure.compare import Histogram, chance, quantile, quantile_estimate, ratio
 from stt_cascade.measure.counts import Sample, Side, Silence, Tally, increase
-from stt_cascade.measure.guardrails import Limits
+from stt_cascade.measure.guardrails import Limits, Point, findings
 from stt_cascade.measure.scrape import parsed
 from stt_cascade.telemetry.metrics import RATIOS, SECONDS
 
@@ -227,7 +228,29 @@ def test_the_metrics_of_a_tier_are_read(tiers: Tiers) -> None:
     assert tally.latency.buckets[0][0] == SECONDS[0]
     assert tally.latency.sum
     assert (tally.faults, tally.failed, tally.escalated) == (0, 0, 0)
+    assert tally.served == 1  # what is no audio is no failure, and no success either
     assert tally.mean_seconds == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", ERROR_TYPES)
+def test_a_canary_is_aborted_for_what_the_objective_counts_and_nothing_else(kind: str) -> None:
+    """A stop (`draining`) that callers see counts; calls without a key hide nothing of it."""
+
+    def point(at: float, failed: float, unauthorized: float) -> Point:
+        counted = {
+            **{(counts.ERRORS, one): 0.0 for one in ERROR_TYPES},
+            (counts.LATENCY, "+Inf"): 10 * at,
+            (counts.REQUESTS, ""): 10 * at + failed + unauthorized,
+        }
+        counted[counts.ERRORS, "unauthorized"] += unauthorized
+        theirs = Tally(dict(counted))
+        counted[counts.ERRORS, kind] += failed
+        return Point(at, theirs, Tally(counted))
+
+    window = [point(0, 0, 0), point(100, 30, 100_000)]
+    (errors,) = (one for one in findings(window, Limits(), 50, 0.01) if one.name == "errors")
+    assert errors.breach is (kind in FAILURES)
+    assert errors.canary == (pytest.approx(30 / 1030) if kind in FAILURES else 0)
 
 
 def test_the_disagreement_is_read_where_it_is_counted() -> None:
@@ -558,7 +581,7 @@ def test_metrics_behind_a_key_are_told_and_read_with_it(tiers: Tiers) -> None:
         (("--prometheus", "http://127.0.0.1:9", "--canary", "http://a"), "or else --prometheus"),
         (("--baseline", "http://a", "--canary", "http://b", "--canary", "http://a/"), "both sides"),
         (
-            ("--prometheus", "http://127.0.0.1:9", "--canary-selector", 'track="stable"'),
+            ("--prometheus", "http://127.0.0.1:9", "--canary-selector", STABLE),
             "both sides",
         ),
         (("--prometheus", "http://127.0.0.1:9", "--for", "soon"), "is no time"),
@@ -582,18 +605,18 @@ def test_a_prometheus_that_is_away_leaves_it_undecided() -> None:
 
 @asynccontextmanager
 async def prometheus(folder: Path, **jobs: Tier) -> AsyncIterator[str]:
-    """A real one, which scrapes each tier with its name as its track."""
+    """A real one, which scrapes each tier as `deploy/prometheus` does, its name as its role."""
     command = shutil.which("prometheus")
     if command is None:
         pytest.skip("no prometheus is installed: apt-get install prometheus")
     port = own_port()
     targets = [
-        {"targets": [f"127.0.0.1:{tier.port}"], "labels": {"track": track}}
-        for track, tier in jobs.items()
+        {"targets": [f"127.0.0.1:{tier.port}"], "labels": {"role": role}}
+        for role, tier in jobs.items()
     ]
     config = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
-        "scrape_configs": [{"job_name": "stt", "static_configs": targets}],
+        "scrape_configs": [{"job_name": "stt-primary", "static_configs": targets}],
     }
     file = folder / "prometheus.yml"
     file.write_text(json.dumps(config))  # which YAML is, too
@@ -627,12 +650,12 @@ def test_through_a_real_prometheus_the_right_one_is_promoted_and_the_wrong_one_a
             stable = await lab.primary(Stub(0.1), **ENOUGH)
             good = await lab.primary(Stub(0.1), **ENOUGH)
             slow = await lab.primary(Stub(1.0), **ENOUGH)
-            tracks = {"stable": stable, "canary": good, "slow": slow}
-            async with traffic(*tracks.values()), prometheus(tmp_path, **tracks) as address:
+            roles = {"stable": stable, "canary": good, "slow": slow}
+            async with traffic(*roles.values()), prometheus(tmp_path, **roles) as address:
                 ask = ("--prometheus", address, *BRIEF)
-                wrong = stt(*ask, "--canary-selector", '{track="slow"}')
-                nobody = stt(*ask, "--canary-selector", 'track="none"')
-                mistaken = stt(*ask, "--canary-selector", "track=")
+                wrong = stt(*ask, "--canary-selector", '{role="slow"}')
+                nobody = stt(*ask, "--canary-selector", 'role="none"')
+                mistaken = stt(*ask, "--canary-selector", "role=")
                 return list(await asyncio.gather(stt(*ask), wrong, nobody, mistaken))
 
     right, wrong, nobody, mistaken = asyncio.run(run())

@@ -147,6 +147,43 @@ def test_without_the_library_there_are_no_gpu_gauges(
     assert gauges(tiers.fallback(device="cuda")) == set()
 
 
+@pytest.mark.parametrize(
+    ("device", "runs_on", "library", "warned"),
+    [
+        ("cuda", "cuda", False, True),
+        ("auto", "cuda", False, True),
+        ("auto", "cpu", False, False),
+        ("cpu", "cpu", False, False),
+        ("cuda", "cuda", True, False),
+    ],
+)
+def test_a_tier_on_a_gpu_says_what_its_gauges_lack(
+    tiers: Tiers,
+    nvml: FakeNvml,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    runs_on: str,
+    library: bool,
+    warned: bool,
+) -> None:
+    if not library:
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    with capture_logs() as lines:
+        tiers.fallback(FakeEngine(device=runs_on), device=device)
+    found = [line for line in lines if "nvidia-ml-py" in line["event"]]
+    assert [line["log_level"] for line in found] == (["warning"] if warned else [])
+    assert all("the extra gpu" in line["event"] for line in found)
+
+
+@pytest.mark.parametrize(("runs_on", "found"), [("cpu", set()), ("cuda", GPU)])
+def test_the_gauges_are_those_of_the_device_that_auto_has_chosen(
+    tiers: Tiers, nvml: FakeNvml, runs_on: str, found: set[str]
+) -> None:
+    tier = tiers.fallback(FakeEngine(device=runs_on), device="auto")
+    assert gauges(tier) == found
+    assert (tier.get("/v1/metrics").json()["gpu"] is None) is (runs_on == "cpu")
+
+
 def test_a_tier_on_the_cpu_asks_for_no_gpu(tiers: Tiers, nvml: FakeNvml) -> None:
     assert gauges(tiers.fallback(device="cpu")) == set()
     assert nvml.index is None

@@ -159,6 +159,14 @@ def test_the_build_is_named(tiers: Tiers) -> None:
     assert tier.metric("stt_build_info", **build) == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_build_names_the_device_that_auto_has_chosen(tiers: Tiers, device: str) -> None:
+    tier = tiers.fallback(FakeEngine(device=device), device="auto")
+    found = [dict(labels)["device"] for name, labels in tier.samples() if name == "stt_build_info"]
+    assert found == [device]
+    assert tier.get("/v1/health").json()["device"] == device
+
+
 def test_the_histograms_reach_from_5_ms_to_60_s(tiers: Tiers) -> None:
     edges = {
         float(dict(labels)["le"])

@@ -113,8 +113,8 @@ def test_work_that_loses_a_cancellation_is_stopped_by_the_next(
 
 def test_what_the_work_raises_is_not_taken_for_the_time_being_over() -> None:
     async def work() -> None:
-        raise asyncio.TimeoutError("its own")
+        raise TimeoutError("its own")
 
-    with pytest.raises(asyncio.TimeoutError, match="its own") as caught:
+    with pytest.raises(TimeoutError, match="its own") as caught:
         asyncio.run(within(5, work()))
     assert not isinstance(caught.value, OverTime)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pages import ROOT
 pytestmark = pytest.mark.process
 
 # `-m venv DIR` makes an environment; its Python, called as pip, brings a library with a GPU's list,
-# and its `stt config check` does not know the setting NEW.
-PYTHON = """#!/bin/sh
+# and its `stt config check` does not know the setting NEW. `-c` runs as in the Python named.
+PYTHON = f"""#!/bin/sh
+[ "$1" != -c ] || exec {sys.executable} -c "import sys; sys.version_info = $VERSION; $2"
 mkdir -p "$3/bin"
 printf '#!/bin/sh\\n! grep -sn ^NEW= "$3"\\n' > "$3/bin/stt"
 cat > "$3/bin/python" <<EOF
@@ -73,11 +75,15 @@ def commit(host: Path) -> None:
 def install(host: Path) -> Install:
     """Run it; which calls of systemctl it made."""
 
-    def install(*words: str, status: int = 0) -> list[str]:
+    def install(*words: str, status: int = 0, version: str = "(3, 11)") -> list[str]:
         (host / "calls").write_text("")
         done = subprocess.run(
             ["/bin/sh", host / "checkout/deploy/systemd/install.sh", *words],
-            env={"PATH": f"{host}/bin{os.pathsep}{os.environ['PATH']}", "CALLS": f"{host}/calls"},
+            env={
+                "PATH": f"{host}/bin{os.pathsep}{os.environ['PATH']}",
+                "CALLS": f"{host}/calls",
+                "VERSION": version,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -106,6 +112,13 @@ def test_a_new_version_on_a_host_with_gpus_is_for_gpus_without_being_told(
     assert for_gpus(host)
     install("--rollback")
     assert (host / "opt/venv").readlink() == first
+
+
+def test_a_python_that_is_too_old_is_refused_before_anything_is_made(
+    host: Path, install: Install
+) -> None:
+    install(status=1, version="(3, 10, 12)")
+    assert not (host / "opt").exists()
 
 
 def test_a_gpu_may_come_to_a_host_later(host: Path, install: Install) -> None:

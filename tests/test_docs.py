@@ -132,7 +132,8 @@ def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
     monkeypatch.setattr(Gpu, "open", lambda index: FakeGpu())
     config = load(PrimaryConfig, ROOT / "configs/cpu/stt_primary.env")
-    return create_app(config.model_copy(update={"device": "auto", "vad": False}), FakeEngine())
+    on_gpu = config.model_copy(update={"device": "cuda", "vad": False})
+    return create_app(on_gpu, FakeEngine(device="cuda"))
 
 
 def service_of(app: FastAPI) -> Service:
@@ -504,3 +505,31 @@ def test_every_page_that_the_code_refers_to_has_that_heading() -> None:
     for path, page, heading in found:
         assert (ROOT / page).is_file(), path
         assert not heading or f"# {heading}\n" in (ROOT / page).read_text(), path
+
+
+def test_every_page_script_and_lock_asks_for_the_python_that_the_project_requires() -> None:
+    """A lock for an older one takes versions that nobody has tried."""
+    project = (ROOT / "pyproject.toml").read_text()
+    (floor,) = re.findall(r'^requires-python = ">=(3\.\d+)"$', project, re.MULTILINE)
+    dotted = re.escape(floor)
+    for file, count in {"README.md": 1, "CONTRIBUTING.md": 1, "docs/deploy.md": 3}.items():
+        asked = re.findall(r"Python (3\.\d+) (?:or newer|and up)", (ROOT / file).read_text())
+        assert asked == [floor] * len(asked), file
+        assert len(asked) >= count, file
+    makefile, script = (
+        (ROOT / file).read_text() for file in ("Makefile", "deploy/systemd/install.sh")
+    )
+    assert f"--python-version {floor} " in makefile
+    compared = ", ".join(floor.split("."))
+    for text in (makefile, script):
+        assert f"sys.version_info >= ({compared})" in text
+        assert re.search(rf"Python {dotted}\b", text)
+    for lock in ROOT.glob("requirements*.txt"):
+        markers = re.findall(r"python_full_version < '(3\.\d+)'", lock.read_text())
+        assert floor not in markers, lock.name
+
+
+def test_nobody_is_told_to_install_a_name_that_others_may_have_on_an_index() -> None:
+    """The project is on none: its extras come from a checkout."""
+    for path in [*PAGES, *SRC.rglob("*.py")]:
+        assert not re.search(r"install[^\n]{0,20}\bstt-cascade\b", path.read_text()), path

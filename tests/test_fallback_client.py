@@ -167,14 +167,14 @@ def test_callers_who_go_away_do_not_open_the_breaker(scripted: Scripted) -> None
 def test_hasty_callers_do_not_open_the_breaker_but_a_fallback_that_had_its_time_does(
     scripted: Scripted, reply: Reply, cause: str
 ) -> None:
-    async def scenario(fallback: ScriptedFallback, timeout: float) -> str:
-        async with asking(fallback, fallback_timeout_s=timeout) as asked:
+    async def scenario(fallback: ScriptedFallback, timeout_s: float) -> str:
+        async with asking(fallback, fallback_timeout_s=timeout_s) as asked:
             for _ in range(FAILURES_TO_OPEN):
                 assert await asked.outcome(seconds=0.1) == cause
             return asked.state
 
-    assert asyncio.run(scenario(scripted(reply), timeout=30)) == "closed"
-    assert asyncio.run(scenario(scripted(reply), timeout=0.1)) == "open"
+    assert asyncio.run(scenario(scripted(reply), 30)) == "closed"
+    assert asyncio.run(scenario(scripted(reply), 0.1)) == "open"
 
 
 def test_a_fallback_that_stays_busy_sees_a_fifth_more_calls_not_twice_as_many(

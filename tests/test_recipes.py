@@ -378,3 +378,13 @@ def test_every_example_has_sound_types(tmp_path: Path) -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "heading", ["A folder, with a progress bar", "A pool, and a rolling update"]
+)
+def test_a_missing_folder_is_an_error(tmp_path: Path, heading: str) -> None:
+    done = ran(program(heading, tmp_path), tmp_path / "gone", folder=tmp_path)
+    assert done.returncode == 1
+    assert "gone: no such folder" in done.stderr

@@ -417,7 +417,7 @@ class Own(Exception):
         OSError("the disk is gone"),
         Own("mine"),
         TimeoutError("the source's"),
-        asyncio.TimeoutError("the source's"),
+        TimeoutError("the source's"),
         httpx2.ReadError("from where the clip is fetched"),
         httpx2.ConnectError("from where the clip is fetched"),
         stt_sdk.OverloadedError("of another service", status=503, retryable=True),

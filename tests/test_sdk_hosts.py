@@ -247,7 +247,7 @@ def test_who_does_not_wait_for_a_removal_has_removed_all_the_same() -> None:
             async with STTPool([going.url, staying.url]) as pool:
                 calls = [asyncio.ensure_future(pool.transcribe(CLIP)) for _ in range(20)]
                 await until(lambda: len(going.asked) + len(staying.asked) == 20)
-                with pytest.raises(asyncio.TimeoutError):
+                with pytest.raises(TimeoutError):
                     await within(0.01, pool.remove(going.url))
                 going.gate.set()
                 await asyncio.gather(*calls)

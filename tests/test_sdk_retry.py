@@ -8,7 +8,7 @@ import math
 import time
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, formatdate
 from typing import Any
 
@@ -211,7 +211,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(
 
 
 def test_a_date_in_the_future_is_so_many_seconds_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    later = datetime.now(timezone.utc) + timedelta(seconds=100)
+    later = datetime.now(UTC) + timedelta(seconds=100)
     for date in (format_datetime(later, usegmt=True), formatdate(later.timestamp())):
         for zone in ("UTC", "Asia/Tokyo", "America/New_York"):
             monkeypatch.setenv("TZ", zone)

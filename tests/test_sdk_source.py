@@ -295,7 +295,7 @@ def test_files_of_old_that_do_not_say_where_they_are_after_a_seek_work(tmp_path:
     class Silent(io.BytesIO):
         def seek(self, place: int, whence: int = 0, /) -> int:
             super().seek(place, whence)
-            return None  # type: ignore[return-value]  # as tempfile's up to Python 3.10
+            return None  # type: ignore[return-value]
 
     assert sent(Silent(LARGE)) == LARGE
     with tempfile.SpooledTemporaryFile() as spooled:  # what a web framework keeps uploads in

@@ -226,6 +226,46 @@ def test_a_service_that_always_escalates_fails(tmp_path: Path) -> None:
     assert found["escalation"] == ("pass", "12 of 12 calls")
 
 
+class OneWord(FakeEngine):
+    """Hears one word in a clip that is short, as the one that forces an escalation is."""
+
+    def _utterance(self, clip: Clip, options: Options) -> Utterance:
+        self.text = "Americans" if clip.duration < 2.5 else "one two three four"
+        return super()._utterance(clip, options)
+
+
+def test_one_word_forces_the_escalation_where_no_clip_is_doubted(tmp_path: Path) -> None:
+    with cascade(OneWord(), min_words_for_conf=3) as primary:
+        status, found = tried(primary.url, tmp_path)
+    assert (status, failed(found)) == (0, set())
+    assert found["escalation"][0] == "pass"
+    assert "'words'" in found["escalation"][1]
+    assert found["fallback rate by language"] == ("pass", "en 0% of 12")
+    with cascade(OneWord(), min_words_for_conf=0) as primary:
+        _, found = tried(primary.url, tmp_path)
+    assert found["escalation"][0] == "skipped"
+    assert "MIN_WORDS_FOR_CONF=0" in found["escalation"][1]
+
+
+@pytest.mark.parametrize(("device", "gauges"), [("cuda", False), ("cpu", True)])
+def test_gauges_of_another_device_than_the_one_in_use_fail(
+    right: RunningTier, tmp_path: Path, device: str, gauges: bool
+) -> None:
+    def spoil(
+        path: str, status: int, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        body = body.replace(b'"device":"cpu"', f'"device":"{device}"'.encode())
+        return status, headers, body + (b"stt_gpu_mem_used_mb 1\n" if path == "/metrics" else b"")
+
+    def absent(
+        path: str, status: int, headers: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        return status, headers, body.replace(b'"device":"cpu"', f'"device":"{device}"'.encode())
+
+    with spoiling(right.port, spoil if gauges else absent) as url:
+        assert smoke.verdict(smoke.Service(url, PRIMARY_KEY), smoke.prometheus)[0] == "FAIL"
+
+
 def test_a_service_whose_fallback_fails_fails(tiers: Tiers, nobody: str, tmp_path: Path) -> None:
     primary = tiers.primary(
         *(FakeEngine(logprob=0.1),), fallback=nobody, vad=True, api_keys=(PRIMARY_KEY,)

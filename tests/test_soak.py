@@ -20,7 +20,17 @@ from faults.stub import Stub
 from stt_cascade.measure.load import Call
 from stt_cascade.measure.soak import Soak
 from stt_cascade.measure.trend import Limit, trend
-from stt_sdk import Transcription
+from stt_sdk import (
+    ConnectionFailed,
+    DrainingError,
+    FallbackFailedError,
+    InvalidAudioError,
+    RateLimitedError,
+    ServiceError,
+    STTError,
+    TimedOut,
+    Transcription,
+)
 from tones import tone, wav
 
 RSS = Limit("rss_mb", "MiB", 20.0)
@@ -121,6 +131,37 @@ def test_a_service_that_began_anew_hides_what_it_leaks_and_fails() -> None:
     assert soaked(40).verdict() == ("40 calls in 0.33 h, 0 failed. Nothing grows.", True)
     said, good = soaked(40, n10=3.0, n30=5.0).verdict()
     assert "The service began anew 2 x" in said
+    assert not good
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (FallbackFailedError("no", status=502), True),
+        (DrainingError("no", status=503), True),
+        (ServiceError("a proxy's", status=504), True),
+        (ConnectionFailed("nobody"), True),
+        (TimedOut("too late"), True),
+        (RateLimitedError("no", status=429), False),
+        (InvalidAudioError("no", status=400), False),
+    ],
+)
+def test_a_call_counts_as_failed_as_for_the_objective_and_what_gets_no_answer_too(
+    error: STTError, counts: bool
+) -> None:
+    soak = soaked(40)
+    for _ in range(10):
+        soak.take(Call(0.0, 0.0, 0.1, error))
+    soak.close_interval({"process": {}, "uptime_s": 2000.0})
+    last = soak.intervals[-1]
+    assert (last.errors, last.refused) == ((10, 0) if counts else (0, 10))
+    assert last.error_rate == (1.0 if counts else None)
+    said, good = soak.verdict()
+    assert f"50 calls in 0.00 h, {10 if counts else 0} failed." in said.replace("0.33", "0.00")
+    assert ("0.1% failed" in said, "refused as the caller's mistake" in said) == (
+        counts,
+        not counts,
+    )
     assert not good
 
 

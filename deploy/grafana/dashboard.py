@@ -1,7 +1,7 @@
 """The dashboard, as a program: prints what is in dashboards/stt-cascade.json.
 
-`make dashboard` writes that file. It takes Python 3.11 and grafana-foundation-sdk, which
-`make check-deploy` puts into `.engines/`. The rows are in the order in which somebody asks who was
+`make dashboard` writes that file. It takes grafana-foundation-sdk, which `make check-deploy` puts
+into `.engines/`. The rows are in the order in which somebody asks who was
 got up at 3 am: do callers get their texts, how fast, what fails, is there room, what must the
 fallback bear, are the texts good, how is the machine.
 """

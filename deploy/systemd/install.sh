@@ -71,6 +71,10 @@ if [ -n "$rollback" ]; then
     exit
 fi
 
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(not sys.version_info >= (3, 11))' ||
+    fail "$python is older than Python 3.11: name a newer one, for example PYTHON=python3.12"
+
 tiers=${tiers:-$(installed primary fallback)}
 tiers=${tiers:-primary fallback}
 getent group stt > /dev/null || groupadd --system stt
@@ -92,7 +96,7 @@ if [ -e "$new/COMMIT" ]; then
 else
     say "Installing $version into $new"
     rm -rf "$new"
-    "${PYTHON:-python3}" -m venv "$new"
+    "$python" -m venv "$new"
     pip() { "$new/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
     for packages in "$device" build; do
         pip install --only-binary :all: --require-hashes -r "$checkout/requirements-$packages.txt"

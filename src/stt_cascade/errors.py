@@ -108,3 +108,16 @@ class DeadlineExceeded(Refusal):
 
 
 ERROR_TYPES: tuple[str, ...] = tuple(sorted(cls.type for cls in Refusal.__subclasses__()))
+
+
+def is_failure(status: int) -> bool:
+    """Whether the objective of availability counts an answer as failed; of it and of 200 it is a
+    share, and what the caller did wrong (4xx) is neither.
+    """
+    return status >= 500
+
+
+# The types of these answers, which the rules of Prometheus and `stt canary` count.
+FAILURES: tuple[str, ...] = tuple(
+    sorted(cls.type for cls in Refusal.__subclasses__() if is_failure(cls.status))
+)

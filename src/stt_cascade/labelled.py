@@ -13,6 +13,8 @@ import numpy as np
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 
 MANIFEST = "manifest.jsonl"
+# The name, in reports, of the language of clips whose manifest names none.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Labelled:
     """A clip and what is said in it; an empty reference: nobody speaks.
 
     Attributes:
-        speaker: empty where the manifest names none.
+        language, speaker: empty where the manifest names none.
     """
 
     file: Path

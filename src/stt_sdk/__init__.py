@@ -8,6 +8,7 @@ async with STTClient("http://127.0.0.1:8081", api_key="…") as stt:
 from stt_sdk._client import STTClient
 from stt_sdk._errors import (
     AudioTooLongError,
+    CertificatesError,
     ConnectionFailed,
     DeadlineExceededError,
     DrainingError,
@@ -62,6 +63,7 @@ from stt_sdk._version import __version__
 __all__ = [
     "AttemptFinished",
     "AudioTooLongError",
+    "CertificatesError",
     "Clip",
     "Confidence",
     "ConnectionFailed",

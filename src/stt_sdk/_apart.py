@@ -32,6 +32,20 @@ async def once(work: Callable[[], Item], name: str) -> Item:
     return result
 
 
+async def in_thread(work: Callable[[], Item]) -> Item:
+    """What the work gives or raises, from a thread of the event loop's executor.
+
+    Once the main thread has ended, Python's executors take nothing more, while other threads, and a
+    `SyncSTTClient` in one of them, go on: then it is a thread of its own.
+    """
+    begin = contextvars.copy_context().run
+    try:
+        working = asyncio.get_running_loop().run_in_executor(None, begin, work)
+    except RuntimeError:
+        return await once(work, "stt_sdk")
+    return await working
+
+
 class Apart(AsyncIterator[Item], Generic[Item]):
     """A plain iterable whose items are taken in one thread, each when it is asked for.
 

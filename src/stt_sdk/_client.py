@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import httpx2
 
@@ -25,8 +26,6 @@ from stt_sdk._types import Health, Readiness, Task, Timestamps, Transcription
 
 DEFAULT_TIMEOUT = 65.0  # seconds: the service's own deadline is 60, and its error says more
 CONCURRENCY = 4
-
-Self = TypeVar("Self", bound="Transcriber")
 
 
 class Transcriber:
@@ -55,11 +54,13 @@ class Transcriber:
         self._transport = transport
         self._ssl_context = ssl_context
         self._hosts = hosts
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._telemetry = Telemetry([telemetry] if callable(telemetry) else telemetry)
         policy = retries if isinstance(retries, RetryPolicy) else RetryPolicy(retries)
         self._dispatcher = Dispatcher(hosts, policy, self._telemetry)
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
+        self._own_loop()
         await self._start()
         return self
 
@@ -74,8 +75,24 @@ class Transcriber:
     async def _start(self, seconds: float | None = None) -> None:
         """Before the first call, within so many seconds."""
 
+    def _own_loop(self) -> None:
+        """The event loop of the first use has the connections, and they work in no other.
+
+        Raises:
+            RuntimeError: this is another one.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise RuntimeError(
+                "this client belongs to the event loop that it was first used in; make one for "
+                "each loop, inside what asyncio.run is given, or use SyncSTTClient"
+            )
+
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
+        self._own_loop()
         for host in tuple(self._hosts):
             await host.http.aclose()
         await self._telemetry.aclose()
@@ -115,6 +132,7 @@ class Transcriber:
             OSError: the file cannot be read.
             TypeError, ValueError: an argument makes no sense.
         """
+        self._own_loop()
         began = time.monotonic()
         limit = self._timeout if deadline is None else _number_of_seconds("deadline", deadline)
         fields: dict[str, str] = {"task": task, "timestamps": timestamps}
@@ -152,6 +170,8 @@ class Transcriber:
             Exception: what the iteration over `sources` raises, once the clips before that are
                 done. What is wrong with one clip is in its outcome.
         """
+
+        self._own_loop()
 
         def one(clip: Clip) -> Awaitable[Transcription]:
             return self.transcribe(
@@ -200,6 +220,7 @@ class Transcriber:
         return await self._get("/metrics", _answer.text)
 
     async def _get(self, path: str, read: Callable[[httpx2.Response], Answer]) -> Answer:
+        self._own_loop()
         await self._start(self._timeout)
         return await self._dispatcher.get(path, read, self._timeout)
 

@@ -2,6 +2,7 @@
 
 STTError
 ├── ConnectionFailed             no host was reached, or the connection broke     retryable *
+├── CertificatesError            the CA certificates of https cannot be loaded
 ├── TimedOut                     no answer by the deadline
 ├── InvalidAnswerError           200, but not of the agreed form
 └── ServiceError                 the service answered with an error
@@ -125,6 +126,12 @@ class ConnectionFailed(STTError):
     def __init__(self, message: str, *, sent: bool = False, host: str = "") -> None:
         super().__init__(message, retryable=not sent, host=host)
         self.sent = sent
+
+
+class CertificatesError(STTError):
+    """The CA certificates that a connection is to trust cannot be loaded. Nothing was sent."""
+
+    look = "SSL_CERT_FILE and SSL_CERT_DIR of this process, or pass an ssl_context"
 
 
 class TimedOut(STTError):

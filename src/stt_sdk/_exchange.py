@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 import httpx2
 
 from stt_sdk import _answer
-from stt_sdk._errors import ConnectionFailed, TimedOut
+from stt_sdk._errors import CertificatesError, ConnectionFailed, TimedOut
 from stt_sdk._hosts import Host
 from stt_sdk._request import SourceFailed, TranscribeRequest
+from stt_sdk._transport import TrustUnusable
 from stt_sdk._within import OverTime, within
 
 CONNECT_TIMEOUT_S = 2.0
@@ -28,7 +29,7 @@ async def exchange(
     """An answer, whatever its status.
 
     Raises:
-        ConnectionFailed, TimedOut: there is none.
+        ConnectionFailed, CertificatesError, TimedOut: there is none.
         InvalidAnswerError: a 200 that cannot be read.
         SourceFailed: the clip's source raised something while it was being sent.
         ValueError: it is no request that could be sent.
@@ -48,6 +49,8 @@ async def exchange(
             raise ValueError(f"the request cannot be sent: {error}") from error
         if isinstance(error, httpx2.RequestError):
             said = str(error) or type(error).__name__
+            if isinstance(error, TrustUnusable):
+                raise CertificatesError(said) from error
             if isinstance(error, NEVER_SENT):
                 raise ConnectionFailed(f"cannot connect: {said}", sent=False) from error
             raise ConnectionFailed(f"the connection broke: {said}", sent=True) from error

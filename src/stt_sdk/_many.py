@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stt_sdk._apart import Apart
-from stt_sdk._source import Source
+from stt_sdk._source import Source, reads_pieces
 from stt_sdk._types import Transcription
 
 
@@ -31,6 +31,7 @@ class Clip:
 
 Sources = Iterable[Source | Clip] | AsyncIterable[Source | Clip]
 
+ONE = "this is one clip; transcribe_many takes several, such as a list"
 # What has all of its items already needs no thread to give them.
 _AT_HAND = (list, tuple, dict, set, frozenset, range, *map(type, ({}.keys(), {}.values())))
 
@@ -79,7 +80,7 @@ async def outcomes(
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency!r}")
     if _is_one(sources):
-        raise TypeError("this is one clip; transcribe_many takes several, such as a list")
+        raise TypeError(ONE)
     numbered = _numbered(sources)
     working: dict[asyncio.Task[Transcription], _Numbered] = {}
     coming: asyncio.Task[_Numbered | _Broken | None] | None = None
@@ -122,6 +123,9 @@ def apart(sources: Sources) -> Sources:
 
 def _is_one(sources: Sources) -> bool:
     one = (str, os.PathLike, bytes, bytearray, memoryview)
+    if isinstance(sources, AsyncIterable):
+        # Of a queue that has some `read`, too, the first source tells: see `_numbered`.
+        return isinstance(sources, asyncio.StreamReader)
     return isinstance(sources, one) or hasattr(sources, "read")
 
 
@@ -163,7 +167,10 @@ async def _next(numbered: AsyncIterator[_Numbered]) -> _Numbered | _Broken | Non
 async def _numbered(sources: Sources) -> AsyncGenerator[_Numbered, None]:
     index = 0
     if isinstance(sources, AsyncIterable):
+        reader = reads_pieces(sources)
         async for source in sources:
+            if reader and isinstance(source, (bytes, bytearray, memoryview)):
+                raise TypeError(ONE)  # an open file, which gives lines
             yield index, source
             index += 1
     else:

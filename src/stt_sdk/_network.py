@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import httpcore2
 
+from stt_sdk._apart import once
 from stt_sdk._wire import Wire
 
 # What is handed to the event loop at once; between two pieces an answer is looked for. Smaller ones
@@ -181,8 +182,12 @@ class Stream(httpcore2.AsyncNetworkStream):
             ssl_context = self._latest_tls()
             ssl_context.set_alpn_protocols(["http/1.1"])  # as httpcore2 does with its own
 
+        # A dot at the end makes a name absolute for DNS. No certificate has it, and no SNI may
+        # (RFC 6066, section 3).
+        name = server_hostname and server_hostname.removesuffix(".")
+
         async def secure() -> Stream:
-            await self._wire.secure(ssl_context, server_hostname)
+            await self._wire.secure(ssl_context, name)
             return self
 
         try:
@@ -215,13 +220,24 @@ async def _resolve(host: str, port: int) -> list[_AddressInfo]:
     """The host's addresses, those of IPv6 and of IPv4 in turn."""
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = look_up(flags=socket.AI_NUMERICHOST)  # needs no thread
+        found: list[_AddressInfo] = [*look_up(flags=socket.AI_NUMERICHOST)]  # needs no thread
     except socket.gaierror:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await addresses(host, port)
     families: dict[int, list[_AddressInfo]] = {}
     for info in found:
         families.setdefault(info[0], []).append(info)
     return [info for row in zip_longest(*families.values()) for info in row if info]
+
+
+async def addresses(host: str, port: int) -> list[_AddressInfo]:
+    """What the system knows of a name, as the event loop asks it."""
+    loop = asyncio.get_running_loop()
+    try:
+        return [*await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    except RuntimeError:  # the main thread has ended: see `in_thread`
+        return await once(
+            lambda: [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)], "stt_sdk"
+        )
 
 
 async def _open(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -18,6 +17,7 @@ from stt_sdk._client import DEFAULT_TIMEOUT, Transcriber, checked
 from stt_sdk._errors import ConnectionFailed, STTError, TimedOut
 from stt_sdk._exchange import exchange
 from stt_sdk._hosts import Host, HostView
+from stt_sdk._network import addresses
 from stt_sdk._retry import RetryPolicy
 from stt_sdk._telemetry import TelemetryHook
 
@@ -101,6 +101,7 @@ class STTPool(Transcriber):
         Raises:
             ValueError: it is no address.
         """
+        self._own_loop()
         url = checked(base_url)
         await self._start()
         self._urls[url] = None
@@ -112,6 +113,7 @@ class STTPool(Transcriber):
         Raises:
             ValueError: there is no such address in the pool.
         """
+        self._own_loop()
         url = base_url.rstrip("/")
         if url not in self._urls:
             raise ValueError(f"{base_url!r} is not in the pool; it has {', '.join(self._urls)}")
@@ -122,6 +124,7 @@ class STTPool(Transcriber):
 
     async def aclose(self) -> None:
         """Close all connections; hooks get what is still on its way to them."""
+        self._own_loop()
         self._closed = True
         tasks = tuple(self._tasks)
         for task in tasks:
@@ -223,8 +226,7 @@ async def system_addresses(host: str, port: int) -> list[str]:
     Raises:
         OSError: the name is not found.
     """
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    infos = await addresses(host, port)
     families: dict[int, list[str]] = {}
     for family, _, _, _, address in infos:
         families.setdefault(family, []).append(str(address[0]))

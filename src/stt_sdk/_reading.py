@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from stt_sdk._apart import once
+from stt_sdk._apart import in_thread, once
 
 CHUNK = 256 * 1024
 
@@ -50,7 +50,7 @@ async def file(source: Any) -> AsyncGenerator[Any, None]:
 
 async def _of_descriptor(descriptor: int, read: Callable[[int], bytes | None]) -> bytes | None:
     await _readable(descriptor)
-    return await asyncio.to_thread(read, CHUNK)
+    return await in_thread(lambda: read(CHUNK))
 
 
 async def _readable(descriptor: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import io
 import os
@@ -11,10 +10,12 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from stt_sdk import _reading
+from stt_sdk._apart import in_thread
 from stt_sdk._reading import CHUNK
 from stt_sdk._wav import Samples, seconds_of, wav
 
@@ -94,17 +95,33 @@ async def prepare(source: Source) -> Audio:
         if len(source) != 2:
             raise TypeError(f"a tuple of {len(source)} is no clip; allowed are {ALLOWED}")
         return _held(wav(*source), ".wav")
-    read = getattr(source, "read", None)
-    if inspect.iscoroutinefunction(read):
+    read: Any = getattr(source, "read", None)
+    if reads_pieces(source):
         # Before it is iterated over: many of these give lines, whose length they limit.
         return _stream(lambda: _read_on(read), _suffix(getattr(source, "name", None)))
     if isinstance(source, AsyncIterable):
         return _stream(lambda: _iterate(source))
+    if inspect.iscoroutinefunction(read):
+        return _stream(lambda: _read_all(read), _suffix(getattr(source, "name", None)))
     if isinstance(source, io.TextIOBase):
         raise TypeError("the file was opened in text mode; open it in binary mode")
     if callable(read):
         return await _of_file(source)
     raise TypeError(f"{type(source).__name__} is no clip; allowed are {ALLOWED}")
+
+
+def reads_pieces(source: object) -> bool:
+    """Whether it has an asynchronous `read` that takes a size, as a file's does."""
+    read = getattr(source, "read", None)
+    if not inspect.iscoroutinefunction(read):
+        return False
+    try:
+        inspect.signature(read).bind(CHUNK)
+    except TypeError:
+        return False
+    except ValueError:  # written in C: nobody knows
+        pass
+    return True
 
 
 def _held(data: bytes, suffix: str = "") -> Audio:
@@ -129,7 +146,7 @@ def _suffix(name: object) -> str:
 
 async def _of_path(path: Path) -> Audio:
     suffix = _suffix(str(path))
-    found = await asyncio.to_thread(_look, path)
+    found = await in_thread(partial(_look, path))
     if found is None:
         return _stream(lambda: _reading.pipe(path), suffix)
     size, head = found
@@ -169,7 +186,7 @@ async def _opened(path: Path) -> BinaryIO:
                 opened.append(file)
 
     try:
-        await asyncio.to_thread(work)
+        await in_thread(work)
     except BaseException:
         with lock:
             left = True
@@ -182,9 +199,9 @@ async def _opened(path: Path) -> BinaryIO:
 async def _of_file(file: Any) -> Audio:
     suffix = _suffix(getattr(file, "name", None))
     seekable = getattr(file, "seekable", None)
-    if not (callable(seekable) and await asyncio.to_thread(seekable)):
+    if not (callable(seekable) and await in_thread(seekable)):
         return _stream(lambda: _reading.file(file), suffix)
-    places, size, head = await asyncio.to_thread(_measure, file)
+    places, size, head = await in_thread(partial(_measure, file))
     if size <= SMALL:
         return _held(head, suffix)
     return Audio(suffix, size, seconds_of(head, size), data=lambda: _pieces(places, size))
@@ -225,7 +242,7 @@ async def _pieces(places: _Places, size: int) -> AsyncGenerator[bytes, None]:
     """So many bytes of a file; it may have grown since."""
     place = 0
     while place < size:
-        piece = await asyncio.to_thread(places.read, place, min(CHUNK, size - place))
+        piece = await in_thread(partial(places.read, place, min(CHUNK, size - place)))
         if not piece:
             raise OSError(f"the file became {size - place} bytes shorter while it was being sent")
         place += len(piece)
@@ -240,6 +257,10 @@ async def _iterate(source: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
 async def _read_on(read: Callable[[int], Awaitable[Any]]) -> AsyncGenerator[Any, None]:
     while piece := await read(CHUNK):
         yield piece
+
+
+async def _read_all(read: Callable[[], Awaitable[Any]]) -> AsyncGenerator[Any, None]:
+    yield await read()
 
 
 def _checked(piece: Any) -> bytes:

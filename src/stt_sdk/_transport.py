@@ -8,8 +8,10 @@ to read it.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator
+from pathlib import Path
 from typing import cast
 
 import httpcore2
@@ -103,7 +105,7 @@ class Transport(httpx2.AsyncBaseTransport):
         pool = self._pools.get(secure)
         if pool is None:
             if secure and self._ssl_context is None:
-                self._ssl_context = httpx2.create_ssl_context()
+                self._ssl_context = _trusting()
             pool = self._pools[secure] = httpcore2.AsyncConnectionPool(
                 ssl_context=self._ssl_context,
                 max_connections=self._limits.max_connections,
@@ -112,6 +114,28 @@ class Transport(httpx2.AsyncBaseTransport):
                 network_backend=self._network,
             )
         return pool
+
+
+class TrustUnusable(httpx2.ConnectError):
+    """The certificates that a connection is to trust cannot be loaded."""
+
+
+def _trusting() -> ssl.SSLContext:
+    """httpx2's default: what SSL_CERT_FILE or else SSL_CERT_DIR names, or what the system trusts.
+
+    Raises:
+        TrustUnusable
+    """
+    variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+    named = os.environ.get(variable)
+    try:
+        if variable == "SSL_CERT_DIR" and named:
+            next(Path(named).iterdir(), None)  # OpenSSL would not miss it
+        return httpx2.create_ssl_context()
+    except OSError as error:  # not the clip's
+        what = f"{variable}={named}" if named else "what the system trusts"
+        why = error.strerror or error
+        raise TrustUnusable(f"the CA certificates cannot be loaded from {what}: {why}") from error
 
 
 class _Body(httpx2.AsyncByteStream):

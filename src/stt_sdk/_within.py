@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 AGAIN_S = 1.0
 
 
-class OverTime(asyncio.TimeoutError):
+class OverTime(TimeoutError):
     """The time was over. What the work itself raises is none of these."""
 
 

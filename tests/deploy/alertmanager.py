@@ -71,7 +71,7 @@ class Inbox:
         async with self._came:
             try:
                 await within(patience, self._came.wait_for(lambda: self.count(receiver) > before))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return False
             return True
 

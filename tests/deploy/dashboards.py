@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ SIMPLE = re.compile(r"[\w./ -]+")
 def stale(root: Path) -> Iterator[str]:
     """Whether the committed dashboard is another than its program writes."""
     engines.path("grafana-foundation-sdk")
-    if sys.version_info < (3, 11):
-        return  # the engine takes it, and is in an environment of this Python
     done = subprocess.run(
         [engines.PYTHON / "bin/python", "-B", root / FOLDER / "dashboard.py"],
         capture_output=True,

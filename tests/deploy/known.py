@@ -48,9 +48,10 @@ def exported() -> Labels:
     ):
         settings = Path(folder, "primary.env")
         settings.write_text(
-            f"CT2_SMALL_PATH={folder}\nFALLBACK_URL=http://127.0.0.1:9\nDEVICE=auto\nVAD=off\n"
+            f"CT2_SMALL_PATH={folder}\nFALLBACK_URL=http://127.0.0.1:9\nDEVICE=cuda\nVAD=off\n"
         )
-        service = create_app(load(PrimaryConfig, settings), FakeEngine()).state.service
+        engine = FakeEngine(device="cuda")
+        service = create_app(load(PrimaryConfig, settings), engine).state.service
         families = asyncio.run(_collected(service))
     found: Labels = {}
     for family in families:

@@ -238,7 +238,7 @@ async def main() -> int:
         )
         try:
             (said, real), (wrong, made) = await within(LIMIT_S, both)
-        except asyncio.TimeoutError:  # from Python 3.11 on an OSError
+        except TimeoutError:
             say(f"not done after {LIMIT_S:g} s: is this machine busy?")
             return 1
     for line in said:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 import yaml
@@ -27,7 +27,6 @@ RECORDED_AFTER = 3  # evaluations
 FILES = engines.ROOT / "deploy" / "prometheus"
 
 Found = TypeVar("Found")
-Self = TypeVar("Self", bound="Server")
 
 
 class Server:
@@ -48,7 +47,7 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
         self._http: httpx2.AsyncClient | None = None
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
         """Start it, and return when it is ready.
 
         Raises:

@@ -29,7 +29,7 @@ async def run_row(row: Row, options: argparse.Namespace) -> Report:
     async with Lab(options.size, options.soak) as lab:
         try:
             await within(limit, row.run(lab, report))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             report.check("ends", f"not within {limit:g} s", False)
         except (RuntimeError, OSError) as error:
             report.check("can be tried", error, False)

@@ -51,7 +51,7 @@ class _Sender:
         how = "answered"
         try:
             await within(load.PATIENCE_S, _listen(reader, received))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             how = "hanging"
         talking.cancel()
         await asyncio.gather(talking, return_exceptions=True)

@@ -99,7 +99,7 @@ async def call(
     limit = patience if leaves_after is None else leaves_after
     try:
         await within(limit, _exchange(port, sent, received, tls))
-    except asyncio.TimeoutError:  # from Python 3.11 on an OSError
+    except TimeoutError:
         how = "hanging" if leaves_after is None else "left"
     except ConnectionRefusedError:
         how = "refused"

@@ -69,6 +69,6 @@ class Box:
         """Its exit status, once it has ended.
 
         Raises:
-            asyncio.TimeoutError: it has not.
+            TimeoutError: it has not.
         """
         return await within(patience, self.tier.process.wait())

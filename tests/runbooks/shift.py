@@ -243,7 +243,7 @@ class Shift:
         )
         try:
             out, _ = await within(COMMAND_S, process.communicate())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             process.kill()
             self.report.check(_short(line), f"not done within {COMMAND_S:g} s", False)
             return
@@ -285,7 +285,7 @@ async def run(row: Row) -> Report:
     try:
         async with shift:
             await within(limit, row.run(shift))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         shift.report.check("ends", f"not within {limit:g} s", False)
     except (RuntimeError, LookupError, OSError, httpx2.HTTPError) as error:
         shift.report.check("can be followed", error, False)

@@ -130,7 +130,7 @@ class Traffic:
                     patience,
                     self._came.wait_for(lambda: len(last()) == times and all(map(is_it, last()))),
                 )
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 came = load.told(load.statuses(self.answers))
                 raise RuntimeError(f"no caller saw {what}; of all, {came}") from None
             return last()[-1]

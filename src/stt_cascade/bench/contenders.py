@@ -16,15 +16,18 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from stt_cascade.engine.encoding import ShortForm
+from stt_cascade.engine.languages import LANGUAGES
 from stt_cascade.engine.protocol import Clip, Options, Samples
 
 # For one clip, however long and however slow the machine.
 PATIENCE_S = 3600
 
 Transcribe = Callable[[Samples, str], "Heard"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def tuned(setup: Setup) -> Transcribe:
     def transcribe(samples: Samples, language: str) -> Heard:
         segments, _ = model.transcribe(
             samples,
-            language=language,
+            # Where the manifest names none, or none of Whisper's, it is detected, as ours does.
+            language=language if language in LANGUAGES else None,
             beam_size=1,
             temperature=0.0,
             without_timestamps=True,
@@ -182,7 +186,7 @@ def _faster_whisper(setup: Setup) -> Any:
 
 
 class Unusable(Exception):
-    """A contender cannot run the model as the setup says; the message says why."""
+    """A contender cannot run the model as the setup says, or a clip; the message says why."""
 
 
 class Contender:
@@ -200,17 +204,24 @@ class Contender:
         Raises:
             Unusable: it cannot run it so.
         """
-        try:
-            self._process.submit(_start, self.name, self._setup).result()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise Unusable(f"{self.name}: {error}") from error
+        self._do(_start, self.name, self._setup)
 
     def run(self, clips: Sequence[tuple[Samples, str]]) -> Batch:
-        """Transcribe (samples, language) pairs, as many at once as the setup says."""
-        return self._process.submit(_run, list(clips)).result()
+        """Transcribe (samples, language) pairs, as many at once as the setup says.
+
+        Raises:
+            Unusable: it cannot.
+        """
+        return self._do(_run, list(clips))
 
     def close(self) -> None:
         self._process.shutdown()
+
+    def _do(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return self._process.submit(work, *args, **kwargs).result()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise Unusable(f"{self.name}: {error}") from error
 
 
 _transcribe: Transcribe

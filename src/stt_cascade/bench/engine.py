@@ -12,7 +12,7 @@ import numpy as np
 from stt_cascade.bench.contenders import Batch, Contender, Heard, Setup
 from stt_cascade.bench.cost import by_length, short_to_long, worst_stray
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
-from stt_cascade.labelled import Labelled, WordErrors, word_errors
+from stt_cascade.labelled import UNKNOWN, Labelled, WordErrors, word_errors
 
 BATCH = 8  # clips that a contender gets before the next one's turn
 RESAMPLES = 2000
@@ -51,7 +51,7 @@ def run(
         clips: in one of which somebody speaks at least.
 
     Raises:
-        Unusable: one cannot run the model as the setup says.
+        Unusable: one cannot run the model as the setup says, or a clip.
     """
     contenders = [Contender(name, setup) for name in names]
     results = [Result(name) for name in names]
@@ -85,7 +85,7 @@ def report(
     """
     durations = np.array([len(samples) / SAMPLE_RATE for _, samples in clips])
     spoken = np.array([bool(clip.text) for clip, _ in clips])
-    languages = np.array([clip.language for clip, _ in clips])
+    languages = np.array([clip.language or UNKNOWN for clip, _ in clips])
     reference = next((result for result in results if result.name == baseline), None)
     return {
         "clips": len(clips),

@@ -33,7 +33,9 @@ def main() -> None:
     extra, *modules = NEEDS.get(command or "", ("tools",))
     if any(find_spec(module) is None for module in ("typer", *modules)):
         what = f"`stt {command}`" if command in NEEDS else "`stt`"
-        sys.exit(f"{what} needs the '{extra}' extra: pip install 'stt-cascade[{extra}]'")
+        sys.exit(
+            f"{what} needs the extra {extra}: pip install '.[{extra}]' in a checkout of stt-cascade"
+        )
     try:
         from stt_cascade.cli.app import app
 

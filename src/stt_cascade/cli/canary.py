@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from stt_cascade.measure.canary import Look, Watch
     from stt_cascade.measure.scrape import Source
 
+# What the rules, the targets and the chart of deploy/ tell the two by.
+STABLE, CANARY = 'job="stt-primary",role="stable"', 'job="stt-primary",role="canary"'
 WIDTH = 120
 # Addresses and labels are no markup.
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False}
@@ -57,12 +59,8 @@ def canary(
     prometheus: Annotated[
         str | None, typer.Option(help="Ask this Prometheus instead of the services.")
     ] = None,
-    baseline_selector: Annotated[
-        str, typer.Option(help="Its labels of the old ones.")
-    ] = 'track="stable"',
-    canary_selector: Annotated[
-        str, typer.Option(help="Its labels of the new ones.")
-    ] = 'track="canary"',
+    baseline_selector: Annotated[str, typer.Option(help="Its labels of the old ones.")] = STABLE,
+    canary_selector: Annotated[str, typer.Option(help="Its labels of the new ones.")] = CANARY,
     lasts: Annotated[str, typer.Option("--for", help="How long: 90s, 10m, 2h.")] = "10m",
     every: Annotated[
         str | None, typer.Option(help="Between two looks; default: a 20th, at most 30 s.")
@@ -80,7 +78,8 @@ def canary(
         ),
     ] = 0.005,
     errors: Annotated[
-        float, typer.Option(min=0, max=1, help="So many more errors.", callback=finite)
+        float,
+        typer.Option(min=0, max=1, help="So many more failed requests, 5xx.", callback=finite),
     ] = 0.01,
     escalation: Annotated[
         float,

@@ -73,7 +73,7 @@ class Child:
             if not self.ended:
                 self.process.terminate()
                 await within(GRACE, self.process.wait())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             say(f"The {self.name} did not end within {GRACE:g} s: killing it.")
         finally:
             self.kill()

@@ -87,7 +87,7 @@ def gpu() -> tuple[bool, str | None]:
     ):
         return True, None
     return False, (
-        "There is a GPU, but not CUDA's libraries: pip install 'stt-cascade[gpu]' brings them. "
+        "There is a GPU, but not CUDA's libraries: pip install '.[gpu]' in a checkout brings them. "
         "For now, the CPU does it."
     )
 

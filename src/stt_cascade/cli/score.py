@@ -17,7 +17,7 @@ from rich.table import Table
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import LabelledFolder, labelled_in
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
-from stt_cascade.labelled import Labelled, word_errors
+from stt_cascade.labelled import UNKNOWN, Labelled, word_errors
 from stt_sdk import Transcription
 
 
@@ -77,7 +77,7 @@ def summarize(scored: Sequence[Scored]) -> dict[str, Any]:
     silent = [item for item in answered if not item.clip.text]
     groups: dict[str, list[Scored]] = defaultdict(list)
     for item in spoken:
-        groups[f"language {item.clip.language}"].append(item)
+        groups[f"language {item.clip.language or UNKNOWN}"].append(item)
         groups[f"source {item.clip.source}"].append(item)
     results = [item.outcome for item in answered if isinstance(item.outcome, Transcription)]
     return {

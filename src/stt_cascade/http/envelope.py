@@ -265,7 +265,7 @@ class _Body:
         if not self.ends_within(size):
             await asyncio.sleep(LAST_LOOK_S)
             return
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await within(seconds, self._discard())
 
     async def _discard(self) -> None:

@@ -26,7 +26,8 @@ from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
-from stt_cascade.telemetry.gpu import Gpu
+from stt_cascade.telemetry import gpu as nvml
+from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.machine import Machine
 from stt_cascade.telemetry.metrics import Metrics
 from stt_sdk import __version__
@@ -127,13 +128,24 @@ class Service:
             self.tier.drain()
             self.uploads.drain()
 
-    def health(self) -> dict[str, Any]:
+    @property
+    def device(self) -> str:
+        """Where the model runs; until it is loaded, what the settings say."""
         engine = self.tier.engine
+        return engine.device if engine else self.config.device
+
+    @property
+    def gpu(self) -> Reading | None:
+        """The GPU at the last look; None without one, or where `auto` has chosen the CPU."""
+        chose_cpu = self.config.device == "auto" and self.device == "cpu"
+        return None if chose_cpu else self.machine.gpu
+
+    def health(self) -> dict[str, Any]:
         return {
             "ok": not self.watchdog.wedged,
             "service": f"stt-{self.config.tier}",
             "model": self.config.model,
-            "device": engine.device if engine else self.config.device,
+            "device": self.device,
             "commit": self.config.server_commit,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._started, 1),
@@ -141,7 +153,7 @@ class Service:
 
     def snapshot(self) -> dict[str, Any]:
         """What an operator asks first; of the machine, what was seen at the last look."""
-        config, gpu = self.config, self.machine.gpu
+        config, gpu = self.config, self.gpu
         thresholds = (
             {
                 "logprob": config.conf_logprob_threshold,
@@ -209,13 +221,13 @@ class Service:
                     lambda: self.config.infer_timeout_s,
                 ),
             },
-            build={
+            build=lambda: {
                 "version": __version__,
                 "commit": self.config.server_commit,
                 "model": self.config.model,
-                "device": self.config.device,
+                "device": self.device,
             },
-            gpu=lambda: self.machine.gpu,
+            gpu=lambda: self.gpu,
         )
 
     def _load_in_thread(self) -> None:
@@ -251,6 +263,11 @@ class Service:
         threading.Thread(target=load, name="load", daemon=True).start()
 
     def _loaded(self, engine: Engine) -> None:
+        if "cuda" in (self.config.device, engine.device) and not nvml.installed():
+            log.warning(
+                "there are no GPU gauges: nvidia-ml-py is not installed; the extra gpu brings it: "
+                "pip install '.[gpu]' in a checkout of stt-cascade"
+            )
         self.tier.engine = engine
         if not self.draining:
             self._supervisor.ready()
@@ -265,7 +282,7 @@ def _tracing(config: TierConfig) -> Tracing | None:
     except ImportError as error:
         raise ConfigError(
             f"{config.source or 'settings'}: OTLP_ENDPOINT needs what is not installed ({error}); "
-            f'install "stt-cascade[server,tracing]", or take it out'
+            f"pip install '.[server,tracing]' in a checkout of stt-cascade, or take it out"
         ) from None
     return Tracing(config, config.otlp_endpoint)
 

@@ -105,7 +105,7 @@ class Stop:
 
     async def _finish(self, hand_on: Callable[[int], None], number: int) -> None:
         grace = max(self._timeout_s - LAST_WORDS_S, self._timeout_s / 2)
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await within(grace, asyncio.gather(self._idle(), asyncio.sleep(SEEN_S)))
         self.over.set()
         hand_on(number)

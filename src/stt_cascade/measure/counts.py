@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from stt_cascade.errors import FAILURES
 from stt_cascade.measure.compare import Histogram
 
 TRANSCRIBE = "/v1/transcribe"
@@ -21,8 +22,6 @@ AUDIO = "stt_audio_seconds_total"
 NAMES = (LATENCY, SECONDS, FALLBACK, REQUESTS, ERRORS, DISAGREEMENT, AUDIO)
 # The label of each that tells its series apart.
 LABELS = {LATENCY: "le", FALLBACK: "result", ERRORS: "type", DISAGREEMENT: "le"}
-# Errors that are the service's own. The others are its callers', or tell of a stop.
-FAULTS = ("internal", "fallback_failed", "overloaded", "not_ready", "deadline_exceeded")
 # Texts that differ in more than this share of their words disagree.
 DISAGREES = 0.2
 
@@ -89,8 +88,13 @@ class Tally:
 
     @property
     def faults(self) -> float:
-        """Requests that failed by the service's own fault."""
-        return sum(self.counted.get((ERRORS, kind), 0.0) for kind in FAULTS)
+        """Requests that the service failed, as the objective of availability counts them."""
+        return sum(self.counted.get((ERRORS, kind), 0.0) for kind in FAILURES)
+
+    @property
+    def served(self) -> float:
+        """What the objective is a share of: requests that got a text, and those."""
+        return self.answered + self.faults
 
     @property
     def decided(self) -> float:

@@ -23,7 +23,7 @@ class Limits:
     Attributes:
         p95: its p95 may be so many times the baseline's.
         failures: by which its share of failed fallback calls may be higher; of decided requests.
-        errors: the same of requests that fail by the service's own fault.
+        errors: the same of requests that the service fails, of those that it serves.
         escalation: by which its share of escalated requests may be off.
         disagreement: by which its share of texts that the fallback disagrees with may be off.
         least: requests that either side must have answered for a verdict.
@@ -87,14 +87,14 @@ def findings(window: Window, limits: Limits, sustained: float, risk: float) -> l
 
     failed = baseline.failed, canary.failed
     faults = baseline.faults, canary.faults
-    requests = baseline.requests, canary.requests
+    served = baseline.served, canary.served
     escalated = baseline.escalated, canary.escalated
     disagreeing = baseline.disagreeing, canary.disagreeing
     compared = baseline.compared, canary.compared
     return [
         _p95(window, limits.p95, sustained),
         rate("fallback failures", failed, decided, limits.failures, "greater"),
-        rate("errors", faults, requests, limits.errors, "greater"),
+        rate("errors", faults, served, limits.errors, "greater"),
         rate("escalation", escalated, decided, limits.escalation, "two-sided"),
         rate("disagreement", disagreeing, compared, limits.disagreement, "two-sided"),
     ]

@@ -52,7 +52,7 @@ async def _one(client: STTClient) -> Sample | Silence:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """Whatever a Prometheus scrapes that has these labels, such as `job="stt",track="canary"`.
+    """What a Prometheus scrapes that has these labels, such as `job="stt-primary",role="canary"`.
 
     The counters are read as they are, each instance by itself: what `increase()` gives is
     extrapolated, and its fractions are no counts.

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stt_cascade.errors import is_failure
 from stt_cascade.measure.load import Call, Generator, Watch
 from stt_cascade.measure.page import Page, plot
 from stt_cascade.measure.trend import WARM_UP_SHARE, Limit, Trend, trend
-from stt_sdk import Transcription
+from stt_sdk import ServiceError, Transcription
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +38,8 @@ class Interval:
     """What happened in one, which ends at `at`: seconds since the beginning.
 
     Attributes:
+        errors: calls that the service failed, as the objective of availability counts them.
+        refused: calls that it refused for what the caller did (4xx), which count for nothing else.
         rss_mb, descriptors, threads: None, if the service did not tell.
         p50, p95: seconds; None: no call ended.
     """
@@ -50,14 +53,16 @@ class Interval:
     rss_mb: float | None
     descriptors: float | None
     threads: float | None
+    refused: int = 0
 
     @property
     def error_rate(self) -> float | None:
-        return self.errors / self.calls if self.calls else None
+        served = self.calls - self.refused
+        return self.errors / served if served else None
 
     @property
     def escalation_rate(self) -> float | None:
-        texts = self.calls - self.errors
+        texts = self.calls - self.refused - self.errors
         return self.escalated / texts if texts else None
 
 
@@ -71,6 +76,7 @@ class Soak:
 
     Attributes:
         restarts: of the service, which hide what grows: its memory begins anew, too.
+        outcomes: how many calls ended in what; `refusals`: those of them that are the caller's own.
     """
 
     say: Callable[[Interval], None] = lambda interval: None
@@ -78,8 +84,10 @@ class Soak:
     restarts: int = 0
     intervals: list[Interval] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
+    refusals: set[str] = field(default_factory=set)
     _seconds: list[float] = field(default_factory=list)
     _errors: int = 0
+    _refused: int = 0
     _escalated: int = 0
     _uptime: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -92,7 +100,12 @@ class Soak:
             self._escalated += result.routing.reason not in ("accepted", "no_speech")
         else:
             kind = result.type or type(result).__name__
-            self._errors += 1
+            # Without an answer, or with one of no agreed form, the caller has no text either.
+            if isinstance(result, ServiceError) and not is_failure(result.status or 0):
+                self.refusals.add(kind)
+                self._refused += 1
+            else:
+                self._errors += 1
         self.outcomes[kind] = self.outcomes.get(kind, 0) + 1
 
     def close_interval(self, snapshot: dict[str, Any]) -> None:
@@ -117,9 +130,10 @@ class Soak:
                 process.get("rss_mb"),
                 process.get("descriptors"),
                 process.get("threads"),
+                self._refused,
             )
         )
-        self._seconds, self._errors, self._escalated = [], 0, 0
+        self._seconds, self._errors, self._refused, self._escalated = [], 0, 0, 0
         self.say(self.intervals[-1])
 
     def trends(self) -> list[Trend]:
@@ -138,7 +152,9 @@ class Soak:
     def verdict(self) -> tuple[str, bool]:
         """What it comes to, and whether that is good."""
         trends, calls = self.trends(), sum(self.outcomes.values())
-        errors = calls - self.outcomes.get("ok", 0)
+        refused = {kind: self.outcomes[kind] for kind in sorted(self.refusals)}
+        failed = {k: n for k, n in self.outcomes.items() if k != "ok" and k not in refused}
+        errors, served = sum(failed.values()), calls - sum(refused.values())
         hours = self.intervals[-1].at / 3600 if self.intervals else 0.0
         said = [f"{calls} calls in {hours:.2f} h, {errors} failed."]
         early = hours < ALL_OF_IT * self.seconds / 3600
@@ -153,11 +169,16 @@ class Soak:
             said.append(f"Too little is known of {', '.join(sorted(missing))} to say that.")
         elif not growing:
             said.append("Nothing grows.")
-        many = errors > MOST_ERRORS * calls
+        many = errors > MOST_ERRORS * served
         if many:
-            counted = {kind: count for kind, count in self.outcomes.items() if kind != "ok"}
-            said.append(f"More than {MOST_ERRORS:.1%} failed: {counted}.")
-        good = not (growing or many or missing or early or self.restarts)
+            said.append(f"More than {MOST_ERRORS:.1%} failed: {failed}.")
+        slack = sum(refused.values()) > MOST_ERRORS * calls
+        if slack:
+            said.append(
+                f"More than {MOST_ERRORS:.1%} were refused as the caller's mistake: {refused}. "
+                "These are no failures, but the service had less to do than it was to have."
+            )
+        good = not (growing or many or slack or missing or early or self.restarts)
         return " ".join(said), good
 
     def figures(self) -> dict[str, Any]:

@@ -15,6 +15,15 @@ MB = 1024 * 1024
 FULL_UUID = len("GPU-01234567-89ab-cdef-0123-456789abcdef")
 
 
+def installed() -> bool:
+    """Whether there is what asks NVML, `nvidia-ml-py`."""
+    try:
+        import pynvml  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One look at a GPU; None: what it does not tell, such as its load in MIG mode."""

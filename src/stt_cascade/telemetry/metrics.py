@@ -238,14 +238,13 @@ class Metrics:
     def watch(
         self,
         gauges: dict[str, tuple[str, Callable[[], float]]],
-        build: dict[str, str],
+        build: Callable[[], dict[str, str]],
         gpu: Callable[[], Reading | None],
     ) -> None:
         """Add what is read at each scrape: gauges, the build, and the GPU where there is one."""
         for name, (text, read) in gauges.items():
             Gauge(name, text, registry=self.registry).set_function(read)
-        info = Gauge("stt_build_info", "What is running.", list(build), registry=self.registry)
-        info.labels(*build.values()).set(1)
+        self.registry.register(_BuildCollector(build))
         self.registry.register(_GpuCollector(gpu))
 
     def counts(self) -> dict[str, int]:
@@ -264,6 +263,19 @@ def _quantiles(values: deque[float]) -> dict[str, float | None]:
         return dict.fromkeys(names)
     found = np.quantile(np.fromiter(values, float), (0.5, 0.95, 0.99))
     return {name: round(float(value), 1) for name, value in zip(names, found, strict=True)}
+
+
+class _BuildCollector(Collector):
+    """What is running: where the model runs is known once it is loaded."""
+
+    def __init__(self, build: Callable[[], dict[str, str]]) -> None:
+        self._build = build
+
+    def collect(self) -> Iterator[Metric]:
+        build = self._build()
+        info = GaugeMetricFamily("stt_build_info", "What is running.", labels=list(build))
+        info.add_metric(list(build.values()), 1)
+        yield info
 
 
 class _GpuCollector(Collector):

@@ -25,7 +25,7 @@ def bring(spec: Spec, staging: Path, model: Path, progress: Progress) -> None:
         from huggingface_hub import constants, get_token, hf_hub_url
     except ImportError as error:
         raise SourceError(
-            "the Hub needs the 'tools' extra: pip install 'stt-cascade[tools]'"
+            "the Hub needs the extra tools: pip install '.[tools]' in a checkout of stt-cascade"
         ) from error
     if constants.HF_HUB_OFFLINE:
         raise SourceError("HF_HUB_OFFLINE is set")

@@ -50,4 +50,4 @@ def one_line(error: BaseException | None) -> str:
 
 def needs(hook: str, extra: str) -> str:
     """Says what to install for a hook."""
-    return f'{hook} needs what `pip install "stt-cascade[{extra}]"` installs'
+    return f"{hook} needs the extra {extra}: pip install '.[{extra}]' in a checkout of stt-cascade"
