@@ -68,9 +68,11 @@ def _unreadable(file: Path) -> str | None:
 
 def guess(file: Path) -> Tier | None:
     """The tier whose settings a file holds: by the key of its model, else by the file's name."""
+    from stt_cascade.config_file import contents
+
     text = ""
     with suppress(OSError):  # reading it for good will say what is wrong
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = contents(file).decode("utf-8-sig", "replace")
     keys = set(re.findall(r"^\s*(?:export\s+)?(CT2_(?:SMALL|MEDIUM)_PATH)\s*=", text, re.MULTILINE))
     if keys == {"CT2_SMALL_PATH"}:
         return "primary"
