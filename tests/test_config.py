@@ -412,10 +412,10 @@ def test_an_address_holds_no_secret_and_no_mistake_shows_one(
     assert f"{name}=(hidden): must be an address such as http://" in mistake
     assert "no user, password, query or fragment" in mistake
     assert "geheim" not in mistake
+    settings: dict[str, Any] = {"model_path": Path("m"), "fallback_url": "http://f"}
+    settings[name.lower()] = address
     with pytest.raises(ValidationError) as refused:
-        PrimaryConfig(
-            **{"model_path": Path("m"), "fallback_url": "http://f", name.lower(): address}
-        )
+        PrimaryConfig(**settings)
     assert "geheim" not in str(refused.value)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator
+from http.cookiejar import CookieJar
 from typing import cast
 
 import httpcore2
@@ -41,6 +42,13 @@ _SAME_NAME: dict[type[Exception], type[httpx2.TransportError]] = {
     httpcore2.UnsupportedProtocol: httpx2.UnsupportedProtocol,
 }
 _ERRORS = tuple(_SAME_NAME)
+
+
+class NoCookies(CookieJar):
+    """Keeps nothing: what a service or a proxy sets once would go with all that follows."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        pass
 
 
 class Transport(httpx2.AsyncBaseTransport):
