@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fakes import answer_of_fallback
 from stt_cascade.cli import score, transcribe
-from stt_cascade.cli.terminal import Terminal, as_json, echo
+from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_sdk import STTError, Transcription
 
 EVIL = "[red]\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e\u2028\x7f\udcff[/red]:smile:"
@@ -37,7 +37,7 @@ def test_a_line_without_any_form_has_none(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_json_says_all_and_commands_nothing() -> None:
-    text = as_json({"file": EVIL})
+    text = json_text({"file": EVIL})
     assert text.isprintable()
     assert json.loads(text) == {"file": EVIL}
 

@@ -208,7 +208,8 @@ def test_four_mb_of_nothing_cost_no_more_than_that(item: str) -> None:
 
 def test_the_first_wrong_item_of_a_list_ends_the_reading() -> None:
     segment = {"start": 0, "end": 1, "text": "", "avg_logprob": 0, "no_speech_prob": 0}
-    for segments in ([{}] * 1000, [{**segment, "words": [{}] * 1000}]):
+    many: tuple[list[Any], ...] = ([{}] * 1000, [{**segment, "words": [{}] * 1000}])
+    for segments in many:
         body = json.dumps(answer_of_fallback(segments=segments)).encode()
         with pytest.raises(FallbackError, match=r"\([1-9] mistakes"):
             read(200, "", body)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import LabelledFolder, labelled_in
-from stt_cascade.cli.terminal import Terminal, echo
+from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
 from stt_cascade.labelled import Labelled, word_errors
 from stt_sdk import Transcription
@@ -58,7 +58,7 @@ def score(
     scored = [_scored(clip, outcome) for clip, (_, outcome) in zip(clips, found, strict=True)]
     report = summarize(scored)
     if as_json:
-        echo(as_json(report, indent=2))
+        echo(json_text(report, indent=2))
     else:
         _print(report)
     raise typer.Exit(int(bool(report["failed"])))

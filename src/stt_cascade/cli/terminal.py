@@ -36,7 +36,7 @@ def echo(message: object, *, err: bool = False, nl: bool = True) -> None:
     typer.echo(harmless(str(message)), err=err, nl=nl)
 
 
-def as_json(value: object, **options: Any) -> str:
+def json_text(value: object, **options: Any) -> str:
     """JSON of which a terminal shows all."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return re.sub(r"[^\n]", lambda one: _escaped(one[0]), text)

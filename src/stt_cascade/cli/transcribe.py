@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stt_cascade.cli.endpoint import Endpoint, find
-from stt_cascade.cli.terminal import Terminal, echo
+from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_sdk import Clip, STTClient, Transcription
 from stt_sdk._text import harmless
 
@@ -61,7 +61,7 @@ def transcribe_files(
     console = Terminal()
     if as_json:
         for file, outcome in outcomes:
-            echo(as_json(_as_json(file, outcome)))
+            echo(json_text(_as_json(file, outcome)))
     else:
         console.print(table(outcomes))
     return int(any(isinstance(outcome, Exception) for _, outcome in outcomes))

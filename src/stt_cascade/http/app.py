@@ -19,6 +19,7 @@ from stt_cascade.http.routes import router
 from stt_cascade.http.service import Service
 from stt_cascade.telemetry import logs
 from stt_sdk import __version__
+from stt_sdk._text import one_line
 
 
 def app_from_file(tier: type[TierConfig]) -> FastAPI:
@@ -98,7 +99,8 @@ class _Cors(CORSMiddleware):
 
 async def _as_refusal(request: Request, error: HTTPException) -> Response:
     """The framework's own 404 and 405, in the form of every other error."""
-    path = record_of(request.scope).path  # not `request.url`, in which the Host header has a say
+    # Not `request.url`, in which the Host header has a say.
+    path = one_line(record_of(request.scope).path, 200)
     if error.status_code == 404:
         raise NotFound(f"there is nothing at {path}") from None
     if error.status_code == 405:

@@ -46,6 +46,8 @@ _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACE_STATE = re.compile(r"[\t -~]{1,8192}")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_HEADER = 200
+# Of a path in the log.
+_MAX_PATH = 1000
 # A connection that is closed under a caller who is still sending may take the answer with it. So
 # the rest of a refused body may come and is thrown away for this long, if its length was announced
 # and is within what the service reads anyway.
@@ -205,7 +207,7 @@ class Envelope:
             "request_id": record.request_id,
             "tier": self._tier,
             "method": scope["method"] or None,
-            "path": record.path or None,
+            "path": record.path[:_MAX_PATH] or None,
             "status": status,
             "client": record.client,
             "key_id": record.key_id,
