@@ -48,7 +48,7 @@ class Transcriber:
         _of_type("transport", transport, httpx2.AsyncBaseTransport)
         _of_type("ssl_context", ssl_context, ssl.SSLContext)
         if api_key is not None and not sendable(api_key):
-            raise ValueError("api_key may hold printable ASCII without spaces only")  # not shown
+            raise ValueError("api_key may hold printable ASCII only, and no blanks around it")
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -262,7 +262,7 @@ class STTClient(Transcriber):
 
 def sendable(key: str) -> bool:
     """Whether a header can carry a key as it is: an error of the HTTP library would show it."""
-    return key.isascii() and key.isprintable() and " " not in key
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def checked(base_url: str) -> str:

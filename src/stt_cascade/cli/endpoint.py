@@ -64,7 +64,7 @@ def sendable(key: str | None, option: str) -> str | None:
 
     if key is not None and not _client.sendable(key):
         raise typer.BadParameter(
-            "the key may hold printable ASCII without spaces only", param_hint=option
+            "the key may hold printable ASCII only, and no blanks around it", param_hint=option
         )
     return key
 
