@@ -571,7 +571,7 @@ def test_an_address_that_is_none_is_refused_and_shows_no_secret(address: Any) ->
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII") as caught:
         STTClient("http://host", api_key=key)
-    assert key not in str(caught.value)
+    assert not key.strip() or key not in str(caught.value)
 
 
 def test_a_header_of_a_hook_that_cannot_be_sent_is_named_and_not_shown(scripted: Scripted) -> None:
