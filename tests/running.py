@@ -75,6 +75,7 @@ class RunningTier:
 
     Args:
         tls: how it does so with TLS: uvicorn's options, and what its clients here use.
+        root_path: uvicorn's `--root-path`.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class RunningTier:
         http: type[HttpToolsProtocol] = Protocol,
         pools: DecoderPools = POOLS,
         tls: tuple[dict[str, Any], ssl.SSLContext] | None = None,
+        root_path: str = "",
     ) -> None:
         self.config = config
         self.engine = engine
@@ -100,6 +102,7 @@ class RunningTier:
         )
         self._callers = ThreadPoolExecutor(16)
         common: dict[str, Any] = {"log_config": None, "lifespan": "on", "proxy_headers": False}
+        common["root_path"] = root_path
         self._server = _Server(uvicorn.Config(self.app, http=http, **common, **options))
         self._thread = threading.Thread(target=self._server.run, args=([listener],))
         self._thread.start()
@@ -214,8 +217,9 @@ class Tiers:
         wait: bool = True,
         http: type[HttpToolsProtocol] = Protocol,
         tls: tuple[dict[str, Any], ssl.SSLContext] | None = None,
+        root_path: str = "",
     ) -> RunningTier:
-        tier = RunningTier(config, engine or FakeEngine(), http, tls=tls)
+        tier = RunningTier(config, engine or FakeEngine(), http, tls=tls, root_path=root_path)
         self._running.append(tier)
         if wait:
             tier.wait_until_ready()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from config_loader import ConfigError, FallbackConfig, PrimaryConfig, load
+from stt_cascade.admission.keys import api_keys, check_keys
 from stt_cascade.config import TierConfig
-from stt_cascade.config_file import allowed, config_path, fields, in_force
+from stt_cascade.config_file import MAX_FILE_BYTES, allowed, config_path, fields, in_force
 
 ROOT = Path(__file__).parent.parent
 LEAST = "CT2_SMALL_PATH=/models/whisper-small-ct2\nFALLBACK_URL=http://stt-fallback:8082\n"
@@ -186,7 +189,6 @@ def test_what_is_next_to_nothing_is_no_limit(tmp_path: Path, name: str, value: s
         "http://",
         "http://a b",
         "http://f/v1/transcribe",
-        "http://f?x",
         "http://stt-fallback:8O82",
         "http://f:0",
         "http://f:99999",
@@ -218,7 +220,6 @@ def test_an_address_must_be_one(tmp_path: Path, url: str) -> None:
         "http://192.0.2.20:8082",
         "http://[::1]:8082/",
         "http://[fe80::1%eth0]:8082",
-        "http://user:word@f:8082",
     ],
 )
 def test_an_address_that_is_one_is_taken(tmp_path: Path, url: str) -> None:
@@ -373,10 +374,49 @@ def test_a_list_of_nothing_but_separators_is_a_mistake(
     assert mistake.endswith("; nothing but commas")
 
 
-@pytest.mark.parametrize("nothing", ["", "  ", "''"])
+@pytest.mark.parametrize("nothing", ["", "  "])
 def test_keys_that_are_empty_are_as_good_as_none(tmp_path: Path, nothing: str) -> None:
     config = loaded(tmp_path, f"{LEAST}API_KEYS={nothing}\nMETRICS_KEYS={nothing}\n")
     assert (config.api_keys, config.metrics_keys) == ((), ())
+
+
+@pytest.mark.parametrize("lost", ['""', "''", '" "', "\u00a0", " # the key", "  ''  # none"])
+@pytest.mark.parametrize("name", ["API_KEYS", "METRICS_KEYS_FILE", "FALLBACK_API_KEY"])
+def test_a_value_that_got_lost_does_not_open_a_tier(tmp_path: Path, name: str, lost: str) -> None:
+    (mistake,) = mistakes(tmp_path, f"{LEAST}{name}={lost}\n")
+    assert mistake.startswith(f"3: {name}: no value is left")
+
+
+@pytest.mark.parametrize("name", ["FALLBACK_URL", "OTLP_ENDPOINT"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://user:geheim@f:8082", "http://geheim@f", "http://:geheim@f:999999", "u:geheim@f"),
+        *(
+            "http://u:geheim\uff20f",
+            "http://u:geheim@[::1",
+            "http://f/?key=geheim",
+            "http://f#geheim",
+        ),
+    ],
+)
+def test_an_address_holds_no_secret_and_no_mistake_shows_one(
+    tmp_path: Path, name: str, address: str
+) -> None:
+    text = (
+        f"{LEAST}{name}={address}\n"
+        if name not in LEAST
+        else f"CT2_SMALL_PATH=m\n{name}={address}\n"
+    )
+    (mistake,) = mistakes(tmp_path, text)
+    assert f"{name}=(hidden): must be an address such as http://" in mistake
+    assert "no user, password, query or fragment" in mistake
+    assert "geheim" not in mistake
+    settings: dict[str, Any] = {"model_path": Path("m"), "fallback_url": "http://f"}
+    settings[name.lower()] = address
+    with pytest.raises(ValidationError) as refused:
+        PrimaryConfig(**settings)
+    assert "geheim" not in str(refused.value)
 
 
 def test_proxies_are_addresses_or_networks_of_both_families(tmp_path: Path) -> None:
@@ -389,6 +429,37 @@ def test_a_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match="CONFIG_PATH") as refused:
             load(PrimaryConfig, file)
         assert str(file) in str(refused.value)
+
+
+def test_a_file_that_never_ends_or_never_begins_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, huge = tmp_path / "pipe", tmp_path / "huge"
+    os.mkfifo(pipe)
+    with huge.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    for path, why in (
+        (Path("/dev/zero"), "Not a regular"),
+        (pipe, "Not a regular"),
+        (huge, "Larger"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            load(PrimaryConfig, path)
+        for name in ("API_KEYS_FILE", "METRICS_KEYS_FILE", "FALLBACK_API_KEY_FILE"):
+            with pytest.raises(ConfigError, match=why):
+                check_keys(loaded(tmp_path, f"{LEAST}{name}={path}\n"))
+
+
+def test_a_file_with_a_byte_order_mark_is_read_without_it(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"\xef\xbb\xbf# ours\r\nfirst\r\nsecond\r\n")
+    text = f"{LEAST}API_KEYS_FILE={keys}\r\n".encode("utf-8-sig")
+    assert api_keys(loaded(tmp_path, text)) == ("first", "second")
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "METRICS_KEYS", "FALLBACK_API_KEY"])
+@pytest.mark.parametrize("value", ["#abc", '"#abc"', "#"])
+def test_a_comment_is_no_key(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: a key may not begin with #"):
+        check_keys(loaded(tmp_path, f"{LEAST}{name}={value}\n"))
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from fakes import FALLBACK_KEY, PATIENCE, PRIMARY_KEY, FakeEngine, ScriptedFallb
 from running import TRANSCRIBE, RunningTier, Tiers, env_file, running_tiers, until
 from stt_cascade.admission import keys as keys_module
 from stt_cascade.config import FallbackConfig, PrimaryConfig
-from stt_cascade.config_file import load
+from stt_cascade.config_file import contents, load
 from tones import wav
 
 OTHER_KEY = "other-key-9876543210"
@@ -263,68 +264,75 @@ def test_a_typo_in_an_address_does_not_end_the_watch(tiers: Tiers, tmp_path: Pat
     until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
 
 
-class Misbehaving(PosixPath):
-    """A file on a disk that answers as nobody foresaw, while it is unwell."""
-
-    unwell = threading.Event()
-
-    def read_bytes(self) -> bytes:
-        if self.unwell.is_set():
-            raise RuntimeError("no error of an operating system")
-        return super().read_bytes()
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_a_key_file_that_becomes_something_else_ends_no_rotation(
+    tiers: Tiers, tmp_path: Path, what: str
+) -> None:
+    file, other = tmp_path / "keys", tmp_path / "other"
+    file.write_text(PRIMARY_KEY)
+    tier = tiers.fallback(api_keys_file=file)
+    if what == "pipe":
+        os.mkfifo(other)
+    else:
+        other.symlink_to("/dev/zero")
+    with capture_logs() as lines:
+        other.replace(file)
+        until(lambda: "Not a regular file" in str(lines), "the log says so")
+    assert lets_in(tier, PRIMARY_KEY)
+    other.write_bytes(b"\xef\xbb\xbf" + OTHER_KEY.encode())
+    other.replace(file)
+    until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
 
 
 def test_whatever_a_look_at_the_keys_ends_with_another_one_follows(
     tiers: Tiers, tmp_path: Path
 ) -> None:
-    file = Misbehaving(tmp_path / "keys")
+    def misbehaving(path: Path) -> bytes:
+        raise RuntimeError("nobody has thought of this")
+
+    file = tmp_path / "keys"
     file.write_text(PRIMARY_KEY)
     tier = tiers.fallback(api_keys_file=file)
-    Misbehaving.unwell.set()
-    with capture_logs() as lines:
+    with pytest.MonkeyPatch.context() as unwell, capture_logs() as lines:
+        unwell.setattr(keys_module, "contents", misbehaving)
         until(lambda: "could not be looked at" in str(lines), "a look has failed")
     file.write_text(OTHER_KEY)
-    Misbehaving.unwell.clear()
     until(lambda: lets_in(tier, OTHER_KEY), "the poll has seen the new key")
-
-
-class Hanging(PosixPath):
-    """A file on a disk that does not answer, until it does."""
-
-    answers = threading.Event()
-    asked = threading.Event()
-
-    def read_bytes(self) -> bytes:
-        self.asked.set()
-        assert self.answers.wait(PATIENCE)
-        return super().read_bytes()
 
 
 def test_a_disk_that_does_not_answer_stops_no_request_and_no_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answers, asked = threading.Event(), threading.Event()
+
+    def hanging(path: Path) -> bytes:
+        asked.set()
+        assert answers.wait(PATIENCE)
+        return contents(path)
+
     monkeypatch.setattr(keys_module, "SLOW_S", 0.01)
-    Hanging.answers.set()
-    file = Hanging(tmp_path / "keys")
+    monkeypatch.setattr(keys_module, "contents", hanging)
+    answers.set()
+    file = tmp_path / "keys"
     file.write_text(PRIMARY_KEY)
     with running_tiers() as tiers:
         tier = tiers.fallback(api_keys_file=file)
-        Hanging.answers.clear()
-        Hanging.asked.clear()
+        answers.clear()
+        asked.clear()
         with capture_logs() as lines:
-            assert Hanging.asked.wait(PATIENCE)
+            assert asked.wait(PATIENCE)
             assert lets_in(tier, PRIMARY_KEY)
             until(lambda: "do not answer" in str(lines), "the log says so")
 
         file.write_text(OTHER_KEY)
-        Hanging.answers.set()
+        answers.set()
         until(lambda: lets_in(tier, OTHER_KEY), "the disk has answered")
 
-        Hanging.answers.clear()
-        Hanging.asked.clear()
-        assert Hanging.asked.wait(PATIENCE)
+        answers.clear()
+        asked.clear()
+        assert asked.wait(PATIENCE)
     # The tier has stopped while a look was under way.
-    Hanging.answers.set()
+    answers.set()
 
 
 def test_a_key_file_named_later_is_watched_too(tiers: Tiers, tmp_path: Path) -> None:

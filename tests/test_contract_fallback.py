@@ -6,17 +6,24 @@ import asyncio
 import gzip
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
+from structlog.testing import capture_logs
 
 from fakes import FALLBACK_KEY, FakeEngine, Reply, ScriptedFallback, answer_of_fallback
 from running import RunningTier, Tiers, primary_config
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.keys import Secrets
-from stt_cascade.cascade.fallback_answer import MAX_ANSWER_BYTES, FallbackError
+from stt_cascade.cascade.fallback_answer import (
+    MAX_ANSWER_BYTES,
+    FallbackError,
+    most_bytes,
+    read,
+)
 from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.engine.protocol import Options
 from stt_cascade.record import Record
@@ -180,7 +187,74 @@ def test_a_fallback_that_talks_rubbish(tiers: Tiers, scripted: Scripted, reply: 
 def test_a_fallback_that_says_too_much(tiers: Tiers, scripted: Scripted) -> None:
     """Its answer would be one, but for the white space before it."""
     reply = Reply(200, b" " * MAX_ANSWER_BYTES + json.dumps(answer_of_fallback()).encode())
-    check_502(doubtful(tiers, scripted(reply)).transcribe(), "longer than 16777216 bytes")
+    check_502(doubtful(tiers, scripted(reply)).transcribe(), "longer than 66736 bytes")
+
+
+def test_an_answer_is_no_longer_than_one_to_the_clip_can_be() -> None:
+    assert most_bytes(1) < 70_000
+    assert 8.1 * 1024 * 1024 < most_bytes(14400) == most_bytes(None) == MAX_ANSWER_BYTES
+
+
+@pytest.mark.parametrize("item", ["{}", "0", "[]", '{"":{}}', '""'])
+def test_four_mb_of_nothing_cost_no_more_than_that(item: str) -> None:
+    empty = json.dumps(answer_of_fallback(segments=[])).encode()
+    nothing = ",".join([item] * (4_000_000 // (len(item) + 1))).encode()
+    body = empty.replace(b'"segments": []', b'"segments": [%s]' % nothing)
+    began = time.process_time()
+    with pytest.raises(FallbackError, match="too many values"):
+        read(200, "", body)
+    assert time.process_time() - began < 1  # it was 2 to 28 s
+
+
+def test_the_first_wrong_item_of_a_list_ends_the_reading() -> None:
+    segment = {"start": 0, "end": 1, "text": "", "avg_logprob": 0, "no_speech_prob": 0}
+    many: tuple[list[Any], ...] = ([{}] * 1000, [{**segment, "words": [{}] * 1000}])
+    for segments in many:
+        body = json.dumps(answer_of_fallback(segments=segments)).encode()
+        with pytest.raises(FallbackError, match=r"\([1-9] mistakes"):
+            read(200, "", body)
+
+
+def test_a_cookie_of_the_fallback_is_not_kept(tiers: Tiers, scripted: Scripted) -> None:
+    fallback = scripted(Reply(headers={"Set-Cookie": f"a={'x' * 48_000}; Path=/"}), Reply())
+    primary = doubtful(tiers, fallback)
+    assert [primary.transcribe().status_code for _ in range(3)] == [200, 200, 200]
+    assert not any("cookie" in asked.headers for asked in fallback.asked)
+
+
+def test_no_text_of_the_fallback_commands_a_terminal_or_fills_a_log(
+    tiers: Tiers, scripted: Scripted
+) -> None:
+    evil = "\x1b[2J\x9b31m\u202e\u2028\x7f"
+    word = {"start": 0.0, "end": 0.1, "word": f"a{evil}", "probability": 0.5}
+    segment = {"start": 0.0, "end": 1.0, "text": evil, "avg_logprob": 0.0, "no_speech_prob": 0.0}
+    fine = answer_of_fallback(
+        f"hi{evil}there", model=evil + "m" * 9000, segments=[{**segment, "words": [word]}]
+    )
+    error = {"error": {"type": evil, "message": evil * 9000, "request_id": "x"}}
+    primary = doubtful(tiers, scripted(Reply(200, fine), Reply(400, error)))
+    with capture_logs() as lines:
+        heard, failed = primary.transcribe(), primary.transcribe()
+    assert heard.json()["text"] == "hi [2J 31m there"
+    assert len(heard.json()["model"]) < 400
+    assert failed.status_code == 502
+    assert len(failed.content) < 2000
+    said = [heard.text, failed.text, *(str(value) for line in lines for value in line.values())]
+    assert all(text.isprintable() for text in said)
+
+
+def test_a_character_cut_in_half_and_a_number_that_is_none_are_no_answer() -> None:
+    fine = json.dumps(answer_of_fallback("X"))
+    for evil in (
+        fine.replace('"X"', '"\\ud800"'),
+        *(
+            fine.replace('"duration": 1.0', f'"duration": {n}')
+            for n in ("NaN", "1e999", "-Infinity")
+        ),
+        fine.replace('"duration": 1.0', f'"duration": 1{"0" * 400}'),
+    ):
+        with pytest.raises(FallbackError, match="not of the agreed form"):
+            read(200, "", evil.encode())
 
 
 @pytest.mark.parametrize("status", [204, 302, 404, 413, 500, 502])

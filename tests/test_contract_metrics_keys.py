@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes import PRIMARY_KEY
-from running import RunningTier, Tiers, env_file
+from running import RunningTier, Tiers, env_file, fallback_config
 from stt_cascade.config import FallbackConfig
 from stt_cascade.config_file import load
 
@@ -52,6 +52,27 @@ def test_a_key_of_the_metrics_opens_nothing_else(guarded: RunningTier) -> None:
 @pytest.mark.parametrize("path", ["/v1/health", "/v1/ready", "/openapi.json"])
 def test_what_needs_no_key_still_needs_none(guarded: RunningTier, path: str) -> None:
     assert status(guarded, path, None) == 200
+
+
+@pytest.mark.parametrize("root", ["/stt", "/stt/", "/v1", "/", "stt"])
+def test_a_root_path_changes_no_door_no_count_and_no_message(tiers: Tiers, root: str) -> None:
+    config = fallback_config(api_keys=(PRIMARY_KEY,), metrics_keys=(SCRAPER_KEY,))
+    tier = tiers.run(config, root_path=root)  # it waits until `/v1/ready` is 200
+    keys = (None, SCRAPER_KEY, PRIMARY_KEY)
+    assert [status(tier, "/v1/health", key) for key in keys] == [200, 200, 200]
+    for path in METRICS:
+        assert [status(tier, path, key) for key in keys] == [401, 200, 401]
+        below = root.rstrip("/") + path
+        if below not in METRICS and below.startswith("/"):
+            assert [status(tier, below, key) for key in keys] == [401, 401, 404]
+    for path in ("/v1/metrics/", "//metrics", "/Metrics", "/openapi.json/"):
+        assert [status(tier, path, key) for key in keys] == [401, 401, 404]
+    with capture_logs() as lines:
+        assert tier.transcribe().status_code == 200
+    assert tier.service.metrics.counts()["requests"] == 1
+    assert [line["path"] for line in lines if line["event"] == "request"] == ["/v1/transcribe"]
+    missing = tier.get("/nothing", headers=tier.authorization).json()["error"]["message"]
+    assert missing == "there is nothing at /nothing"
 
 
 def test_the_metrics_of_an_open_service_can_have_keys_too(tiers: Tiers) -> None:

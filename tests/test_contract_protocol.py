@@ -87,6 +87,41 @@ def test_what_is_no_http_gets_an_error_of_the_usual_form(
     assert tier.transcribe().status_code == 200
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Content-Length: " + "0" * 4400 + "5",
+        "Content-Length: " + "9" * 20,
+        "Content-Length: +5",
+        "Content-Length: 5, 5",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: \u0665",
+        "Content-Length:\r\n 5",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Transfer-Encoding: gzip, chunked",
+    ],
+)
+@pytest.mark.parametrize("head", ["GET /v1/health", "POST /v1/transcribe", "GET /nothing"])
+def test_a_length_that_is_none_is_400_on_every_path_and_without_a_key(
+    guarded: RunningTier, head: str, header: str
+) -> None:
+    request = f"{head} HTTP/1.1\r\nHost: t\r\n{header}\r\n\r\nhello".encode()
+    check(guarded.exchange(request), 400, "invalid_request")
+
+
+def test_trailers_change_nothing(tiers: Tiers) -> None:
+    tier = tiers.fallback(api_keys=(PRIMARY_KEY,), trusted_proxies=("127.0.0.1/32",))
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    body = b"%x\r\n%s\r\n0\r\n" % (len(CLIP), CLIP)
+    trailers = b"X-Req-Id: forged\r\nX-Forwarded-For: 6.6.6.6\r\nX-Deadline-Ms: 1\r\n"
+    with capture_logs() as lines:
+        answer = tier.exchange(START + KEY + chunked + b"\r\n" + body + trailers + b"\r\n")
+    assert answer[0] == 200
+    (line,) = (line for line in lines if line["event"] == "request")
+    assert (line["client"], "forged" in str(line)) == ("127.0.0.1", False)
+    check(tier.exchange(START + chunked + b"\r\n" + body + KEY + b"\r\n"), 401, "unauthorized")
+
+
 def test_what_is_no_http_is_logged_and_counted(tiers: Tiers) -> None:
     tier = tiers.fallback()
     with capture_logs() as lines:

@@ -554,6 +554,8 @@ def test_those_of_a_fallback_s_client_have_its_inferences(tiers: Tiers) -> None:
         *["", "localhost:8081", "ftp://host", "http://", "http://host:99999", "http://[::1"],
         *["http://host:0", "https://127.0.0.1:0/", "http://[::1]:00"],  # 80 would be asked
         *["http://user:secret@host", "http://host/?key=secret", "http://host/#secret"],
+        *["http://user:secret@host:99999999", "http://user:secret@[::1", "u:secret@host"],
+        *["http:/u:secret@host", "http://u:secret@host\0", "http://u:secret\uff20host"],
         *[None, 5, b"http://host"],
     ],
 )
@@ -563,11 +565,40 @@ def test_an_address_that_is_none_is_refused_and_shows_no_secret(address: Any) ->
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["a\nb", "schlüssel", "\x00", "key\n"])
+@pytest.mark.parametrize(
+    "key", ["a\nb", "schlüssel", "\x00", "key\n", "secret ", " secret", " ", "s\t", "s\u00a0"]
+)
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ValueError, match="printable ASCII") as caught:
         STTClient("http://host", api_key=key)
-    assert key not in str(caught.value)
+    assert not key.strip() or key not in str(caught.value)
+
+
+def test_a_header_of_a_hook_that_cannot_be_sent_is_named_and_not_shown(scripted: Scripted) -> None:
+    def hook(event: Event) -> None:
+        if isinstance(event, RequestStarted):
+            event.headers["X-Token"] = "secret "
+
+    async def use(stt: STTClient) -> None:
+        with pytest.raises(ValueError, match="header that is not allowed: 'X-Token'") as caught:
+            await stt.transcribe(CLIP)
+        below: BaseException | None = caught.value
+        while below is not None:
+            assert "secret" not in str(below)
+            below = below.__cause__ or below.__context__
+
+    with_client(scripted(), use, telemetry=hook)
+
+
+def test_a_cookie_is_not_kept(scripted: Scripted) -> None:
+    service = scripted(Reply(headers={"Set-Cookie": f"a={'x' * 48_000}; Path=/"}), Reply())
+
+    async def use(stt: STTClient) -> None:
+        for _ in range(3):
+            await stt.transcribe(CLIP)
+
+    with_client(service, use)
+    assert not any("cookie" in asked.headers for asked in service.asked)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), None, "5"])

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from stt_cascade.cascade.confidence import Scores
 from stt_cascade.engine.protocol import Segment
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.record import Record
 from stt_cascade.warning_codes import MESSAGES, WarningCode
+from stt_sdk._text import harmless, one_line
 
 Reason = Literal["accepted", "no_speech", "low_confidence", "primary_error", "language"]
+
+
+# Whoever answers in the fallback's place may write these: the first wrong item of a list ends its
+# reading, and no text commands a log or a terminal.
+Item = TypeVar("Item")
+Items = Annotated[list[Item], FailFast()]
+Text = Annotated[str, AfterValidator(harmless)]
+Name = Annotated[str, AfterValidator(one_line)]
 
 
 class _Part(BaseModel):
@@ -24,17 +33,17 @@ class _Part(BaseModel):
 class WordPart(_Part):
     start: float = Field(description="Seconds from the clip's start.")
     end: float = Field(description="Seconds from the clip's start.")
-    word: str
+    word: Text
     probability: float = Field(description="0 to 1, mean over the word's tokens.")
 
 
 class SegmentPart(_Part):
     start: float = Field(description="Seconds from the clip's start.")
     end: float = Field(description="Seconds from the clip's start.")
-    text: str
+    text: Text
     avg_logprob: float = Field(description="Mean log-probability of the segment's tokens.")
     no_speech_prob: float = Field(description="0 to 1, Whisper's own view.")
-    words: list[WordPart] = Field(description="Filled with `timestamps=word` only.")
+    words: Items[WordPart] = Field(description="Filled with `timestamps=word` only.")
     suspect: bool = Field(
         default=False, description="It looks like a loop, or like less than what was said."
     )
@@ -50,7 +59,7 @@ class Routing(_Part):
     tier: Literal["primary", "fallback"] = Field(description="Whose text this is.")
     fallback_used: bool = Field(description="Whether the fallback was asked, and answered.")
     reason: Reason = Field(description="Why that tier.")
-    below: list[str] = Field(description="The gates that the primary's text failed.")
+    below: Items[Name] = Field(description="The gates that the primary's text failed.")
     degraded: bool = Field(description="A doubtful text, given because the fallback failed.")
 
 
@@ -62,33 +71,33 @@ class Timings(_Part):
 
 
 class WarningPart(_Part):
-    code: str = Field(description="One of a closed set; a newer service may know more.")
-    message: str
+    code: Name = Field(description="One of a closed set; a newer service may know more.")
+    message: Name
 
 
 class Answer(_Part):
     """Times are in seconds, except `timings_ms`."""
 
-    text: str
-    language: str | None = Field(description="Whisper's code; null where nobody speaks.")
+    text: Text
+    language: Name | None = Field(description="Whisper's code; null where nobody speaks.")
     language_probability: float | None = Field(description="Null unless it was detected.")
     duration: float
     speech_duration: float
-    model: str
+    model: Name
     confidence: Confidence
     routing: Routing
-    segments: list[SegmentPart]
-    warnings: list[WarningPart] = Field(
+    segments: Items[SegmentPart]
+    warnings: Items[WarningPart] = Field(
         default=[], description="What is known to be missing from the text."
     )
     timings_ms: Timings
-    request_id: str
+    request_id: Name
 
 
 class ErrorPart(_Part):
-    type: str
-    message: str
-    request_id: str
+    type: Name
+    message: Name
+    request_id: Name
 
 
 class ErrorAnswer(_Part):

@@ -6,6 +6,7 @@ environment. `config_file.py` reads it.
 
 from __future__ import annotations
 
+import unicodedata
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -65,12 +66,17 @@ def _language(code: str) -> str:
     return code
 
 
+def nothing_secret(address: str) -> bool:
+    """Whether an address can be shown: no part of it could be a password or a token."""
+    return not set("@?#").intersection(unicodedata.normalize("NFKC", address))  # as IDNA reads it
+
+
 def _reachable(address: str) -> str:
     """An address that whoever calls it can parse, too: what he raises is no `ValueError`."""
     try:
         url = httpx2.URL(address)
     except httpx2.InvalidURL as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(str(error) if nothing_secret(address) else "not a URL") from None
     if url.port is not None and not 1 <= url.port <= 65535:
         raise ValueError("no such port")
     url.raw_host.decode("ascii").encode("idna")  # as a look-up of the name will
@@ -97,6 +103,7 @@ class TierConfig(BaseSettings):
         extra="forbid",
         frozen=True,
         enable_decoding=False,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     tier: ClassVar[Literal["primary", "fallback"]]
@@ -290,7 +297,7 @@ class PrimaryConfig(TierConfig):
     )
 
     fallback_url: Address = Field(
-        pattern=rf"^https?://([^\s/?#@]*@)?{_HOST}/?$",
+        pattern=rf"^https?://{_HOST}/?$",
         examples=["http://stt-fallback:8082"],
         description="address of the fallback",
     )

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import annotated_types
-from dotenv.parser import parse_stream
+from dotenv.parser import Binding, parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stt_cascade.config import ConfigError, Language, Network, TierConfig
+from stt_cascade.config import ConfigError, Language, Network, TierConfig, nothing_secret
 
 # What an image's build writes: one line, the commit that it was built from.
 COMMIT_FILE = Path(sys.prefix) / "COMMIT"
 
+# No file of settings, keys or certificates comes near this size.
+MAX_FILE_BYTES = 1024 * 1024
+# Settings without which a tier is open, or trusts more: a lost value must not look like none.
+_GUARDS = ("_KEYS", "_KEY", "_FILE")
+_LOST = "no value is left, only quotes, blanks or a comment; give it one, or remove the line"
+
 Config = TypeVar("Config", bound=TierConfig)
+
+
+def contents(path: Path) -> bytes:
+    """What a small file holds. It waits for nobody, and reads no more than there can be.
+
+    Raises:
+        OSError: it cannot be read, is too large, or is a pipe, say, or a device.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(path))
+        data = file.read(MAX_FILE_BYTES + 1) or b""
+    if len(data) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"Larger than {MAX_FILE_BYTES} bytes", str(path))
+    return data
 
 
 def config_path(model: type[TierConfig]) -> Path:
@@ -36,7 +59,7 @@ def load(model: type[Config], path: Path | None = None) -> Config:
     """
     path = path or config_path(model)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = contents(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
@@ -61,6 +84,8 @@ def load(model: type[Config], path: Path | None = None) -> Config:
             mistakes.append((line, f"{binding.key}: already set in line {lines[binding.key]}"))
         elif binding.key not in fields(model):
             mistakes.append((line, _unknown(model, binding.key)))
+        elif binding.key.endswith(_GUARDS) and _lost(binding):
+            mistakes.append((line, f"{binding.key}: {_LOST}"))
         else:
             lines[binding.key] = line
             if binding.value.strip():  # KEY= leaves the default in force
@@ -86,6 +111,12 @@ def load(model: type[Config], path: Path | None = None) -> Config:
     return config
 
 
+def _lost(binding: Binding) -> bool:
+    """Whether something stands behind the equals sign, but no value: `KEY=""`, `KEY= # none`."""
+    written = binding.original.string.partition("=")[2].strip(" \t\r\n")
+    return bool(written) and not (binding.value or "").strip()
+
+
 def _built_from() -> str:
     """The commit that this environment was built from; empty if its build did not say.
 
@@ -93,7 +124,7 @@ def _built_from() -> str:
         ConfigError: the file that says it cannot be read.
     """
     try:
-        return COMMIT_FILE.read_text(encoding="utf-8").strip()
+        return contents(COMMIT_FILE).decode("utf-8-sig").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
@@ -120,9 +151,17 @@ def _mistake(model: type[TierConfig], key: str, problem: Any, values: dict[str, 
     known = fields(model)
     if problem["type"] == "missing":
         return f"{key}: missing; it must be {allowed(known[key])}"
-    value = "(hidden)" if "SecretStr" in str(known[key].annotation) else values.get(key, "")
-    mistake = f"{key}={value}: must be {allowed(known[key])}"
+    value, note = values.get(key, ""), ""
+    if _is_address(known[key]) and not nothing_secret(value):
+        value, note = "(hidden)", "; with no user, password, query or fragment"
+    elif "SecretStr" in str(known[key].annotation):
+        value = "(hidden)"
+    mistake = f"{key}={value}: must be {allowed(known[key])}{note}"
     return f"{mistake}; {problem['ctx']['error']}" if problem["type"] == "value_error" else mistake
+
+
+def _is_address(field: FieldInfo) -> bool:
+    return any(hasattr(rule, "pattern") for rule in field.metadata)
 
 
 def allowed(field: FieldInfo) -> str:
@@ -146,7 +185,7 @@ def allowed(field: FieldInfo) -> str:
         return ", ".join(words)
     if kind is Path:
         return "a path"
-    if any(hasattr(rule, "pattern") for rule in field.metadata):
+    if _is_address(field):
         return f"an address such as {(field.examples or [''])[0]}"
     if get_origin(kind) is tuple and get_args(kind)[0] == Network:
         return "a comma-separated list of addresses and networks such as 10.0.0.0/8"

@@ -26,6 +26,8 @@ class Record:
     """Times are in milliseconds; None means that the request never got there.
 
     Attributes:
+        path: what was asked for, below the root path that a proxy may have taken away.
+        endpoint: the same, or `other`.
         traceparent, tracestate: what the fallback is told; the caller's own unless this tier
             traces, too. The second goes with the first only.
         stages: in the order of their beginning.
@@ -34,6 +36,7 @@ class Record:
     request_id: str
     endpoint: str
     client: str
+    path: str = ""
     traceparent: str | None = None
     tracestate: str | None = None
     started: float = field(default_factory=time.perf_counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -11,13 +12,18 @@ from typing import Any
 
 import httpx2
 
+from stt_sdk._apart import once
 from stt_sdk._errors import BY_TYPE, NOT_WORKED_ON, InvalidAnswerError, ServiceError, STTError
+from stt_sdk._text import one_line
 from stt_sdk._types import Health, Readiness, Timings, Transcription
 
 # The longest answer there can be, 4 hours with a time for each word, has half of it.
 MAX_BYTES = 16 * 1024 * 1024
-# What a stranger says is one line in a log, not a page.
-MAX_MESSAGE = 300
+# More JSON values than that answer has by far. Each one costs many times the two bytes that it may
+# be written with, so they are counted before they are made.
+MAX_VALUES = 1_000_000
+# An answer of this size is read in a thread.
+LARGE_BYTES = 64 * 1024
 # Whatever a body can be instead of what it should be, such as ten thousand brackets.
 _NOT_AS_AGREED = (ValueError, KeyError, TypeError, RecursionError)
 
@@ -55,14 +61,37 @@ async def _bounded(response: httpx2.Response) -> bytes | None:
     return bytes(body)
 
 
-def transcription(response: httpx2.Response, **call: Any) -> Transcription:
+def few_values(body: bytes) -> bool:
+    """Whether JSON has no more values than can be made of it at once: a quick upper bound."""
+    return sum(map(body.count, (b",", b"[", b"{"))) < MAX_VALUES
+
+
+def _json(response: httpx2.Response) -> Any:
+    """The body's value.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON, or too much of it.
+    """
+    body = response.content
+    if not few_values(body):
+        raise ValueError(f"it has more than {MAX_VALUES} values")
+    return json.loads(body)
+
+
+async def transcription(response: httpx2.Response, **call: Any) -> Transcription:
     """The text of a 200.
 
     Raises:
         InvalidAnswerError: it is not of the agreed form.
     """
+    if len(response.content) < LARGE_BYTES:
+        return _transcription(response, call)
+    return await once(lambda: _transcription(response, call), "stt_sdk answer")
+
+
+def _transcription(response: httpx2.Response, call: dict[str, Any]) -> Transcription:
     try:
-        return Transcription.from_json(response.json(), response.headers, **call)
+        return Transcription.from_json(_json(response), response.headers, **call)
     except _NOT_AS_AGREED as error:
         raise invalid(response, error) from error
 
@@ -98,7 +127,7 @@ def snapshot(response: httpx2.Response) -> dict[str, Any]:
         STTError: it is another one.
     """
     try:
-        data = response.json()
+        data = _json(response)
     except _NOT_AS_AGREED as error:
         raise _other(response, error) from error
     if response.status_code != 200 or not isinstance(data, dict):
@@ -120,7 +149,7 @@ def text(response: httpx2.Response) -> str:
 def _state(response: httpx2.Response) -> Any:
     if response.status_code not in (200, 503):
         raise ValueError(f"status {response.status_code}")
-    return response.json()
+    return _json(response)
 
 
 def _other(response: httpx2.Response, error: Exception) -> STTError:
@@ -130,7 +159,7 @@ def _other(response: httpx2.Response, error: Exception) -> STTError:
 def invalid(response: httpx2.Response, error: Exception) -> InvalidAnswerError:
     why = f"{type(error).__name__}: {error}"
     return InvalidAnswerError(
-        f"the answer is not of the agreed form: {_line(why)}",
+        f"the answer is not of the agreed form: {one_line(why)}",
         status=response.status_code,
         request_id=response.headers.get("X-Req-Id"),
     )
@@ -149,7 +178,7 @@ def error_of(response: httpx2.Response) -> STTError:
             message += f": it sends us to {headers['Location']}"
     if type_ and not known:
         message = f"{type_}: {message}"
-    message = _line(message)
+    message = one_line(message)
     if not type_:
         message += "; this is not the service's own answer, perhaps a proxy's before it"
     return (known or ServiceError)(
@@ -168,16 +197,10 @@ def error_of(response: httpx2.Response) -> STTError:
 def _said(response: httpx2.Response) -> dict[str, str]:
     """What the body says of the error; nothing, if it is not of the agreed form."""
     try:
-        error = response.json()["error"]
+        error = _json(response)["error"]
         return {name: error[name] for name in ("type", "message") if isinstance(error[name], str)}
     except _NOT_AS_AGREED:
         return {}
-
-
-def _line(text: str) -> str:
-    """A message of anybody's as one line of reasonable length."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}…"
 
 
 def retry_after(value: str | None) -> float | None:

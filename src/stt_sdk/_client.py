@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+import unicodedata
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
@@ -21,7 +22,7 @@ from stt_sdk._retry import RetryPolicy, finite, shown
 from stt_sdk._source import Source, prepare
 from stt_sdk._stats import Stats
 from stt_sdk._telemetry import Telemetry, TelemetryHook
-from stt_sdk._transport import Transport
+from stt_sdk._transport import NoCookies, Transport
 from stt_sdk._types import Health, Readiness, Task, Timestamps, Transcription
 
 DEFAULT_TIMEOUT = 65.0  # seconds: the service's own deadline is 60, and its error says more
@@ -45,8 +46,8 @@ class Transcriber:
         _of_type("api_key", api_key, str)
         _of_type("transport", transport, httpx2.AsyncBaseTransport)
         _of_type("ssl_context", ssl_context, ssl.SSLContext)
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise ValueError("api_key may hold printable ASCII only")  # which is not shown
+        if api_key is not None and not sendable(api_key):
+            raise ValueError("api_key may hold printable ASCII only, and no blanks around it")
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -230,6 +231,7 @@ class Transcriber:
             base_url=url,
             headers=self._headers,
             timeout=None,
+            cookies=NoCookies(),
             transport=self._transport or Transport(ssl_context=self._ssl_context, address=address),
         )
         return Host(url, http, address)
@@ -279,19 +281,24 @@ class STTClient(Transcriber):
         hosts.append(self._connect(checked(base_url)))
 
 
+def sendable(key: str) -> bool:
+    """Whether a header can carry a key as it is: an error of the HTTP library would show it."""
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
 def checked(base_url: str) -> str:
     """An address, without what may stand at its end.
 
     Raises:
         ValueError: it is none.
     """
+    if isinstance(base_url, str) and set("@?#") & set(unicodedata.normalize("NFKC", base_url)):
+        # It is not shown: it may hold a password, and errors, logs and metrics name the host by it.
+        raise ValueError("an address has no user, query or fragment; a key is given as api_key")
     try:
         parsed = httpx2.URL(base_url)
     except (httpx2.InvalidURL, TypeError) as error:
         raise ValueError(f"{base_url!r} is no address: {error}") from error
-    if parsed.userinfo or parsed.query or parsed.fragment:
-        # It is not shown: errors, logs and metrics name the host by its address.
-        raise ValueError("an address has no user, query or fragment; a key is given as api_key")
     possible = parsed.port is None or 1 <= parsed.port <= 65_535
     if parsed.scheme not in ("http", "https") or not parsed.host or not possible:
         raise ValueError(f"{base_url!r} is no address such as http://127.0.0.1:8081")

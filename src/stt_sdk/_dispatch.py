@@ -220,7 +220,7 @@ class Dispatcher:
                 response = await exchange(host, remaining, "POST", request.path, request, headers)
             if response.status_code != 200:
                 raise _answer.error_of(response)
-            result = _answer.transcription(
+            result = await _answer.transcription(
                 response, host=host.name, attempts=number, elapsed=call.elapsed
             )
         except STTError as error:

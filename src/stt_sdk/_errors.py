@@ -30,7 +30,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from stt_sdk._text import one_line
 from stt_sdk._types import Timings
+
+# Of ours and what others say in it.
+MAX_MESSAGE = 500
 
 
 class STTError(Exception):
@@ -71,16 +75,17 @@ class STTError(Exception):
         fallback_error: str | None = None,
         host: str = "",
     ) -> None:
+        message = one_line(message, MAX_MESSAGE)
         super().__init__(message)
         self.message = message
         self.status = status
         self.retryable = retryable
         self.retry_after = retry_after
-        self.request_id = request_id
+        self.request_id = _line(request_id)
         self.timings_ms = timings_ms
-        self.reason = reason
-        self.below = below
-        self.fallback_error = fallback_error
+        self.reason = _line(reason)
+        self.below = tuple(filter(None, map(one_line, below)))
+        self.fallback_error = _line(fallback_error)
         self.host = host
         self.attempts = 1
         self.elapsed: float | None = None
@@ -108,6 +113,10 @@ class STTError(Exception):
             facts.append(f"look at {self.look}")
         detail = f" ({'; '.join(facts)})" if facts else ""
         return f"{said}: {self.message}{detail}" if said else f"{self.message}{detail}"
+
+
+def _line(text: str | None) -> str | None:
+    return None if text is None else one_line(text)
 
 
 def _seconds(value: float) -> str:

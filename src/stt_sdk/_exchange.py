@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 
 import httpx2
@@ -36,6 +37,8 @@ async def exchange(
     """
     try:
         return await within(seconds, _send(host, method, path, request, headers))
+    except httpx2.LocalProtocolError:
+        pass  # its message would show the header's value, which may be a key
     except Exception as error:
         if request is not None and request.failure is not None:
             # Whatever the way here made of it, or if it looks like one of our own.
@@ -44,9 +47,6 @@ async def exchange(
             starved = request is not None and request.starved
             why = ": by then the source had not given all of its bytes" if starved else ""
             raise TimedOut(f"no answer within {seconds:.3g} s{why}", starved=starved) from None
-        if isinstance(error, httpx2.LocalProtocolError):
-            # No host's fault, and none would take it: a header that a hook has put in.
-            raise ValueError(f"the request cannot be sent: {error}") from error
         if isinstance(error, httpx2.RequestError):
             said = str(error) or type(error).__name__
             if isinstance(error, TrustUnusable):
@@ -55,6 +55,16 @@ async def exchange(
                 raise ConnectionFailed(f"cannot connect: {said}", sent=False) from error
             raise ConnectionFailed(f"the connection broke: {said}", sent=True) from error
         raise
+    # No host's fault, and none would take it: a header that a hook has put in.
+    wrong = [name for name, value in (headers or {}).items() if not _sendable(name, value)]
+    which = ", ".join(map(repr, wrong)) or "unknown"
+    raise ValueError(f"the request cannot be sent; header that is not allowed: {which}")
+
+
+def _sendable(name: str, value: str) -> bool:
+    return bool(re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)) and bool(
+        re.fullmatch(r"[^\x00-\x20\x7f](?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?|", value)
+    )
 
 
 async def _send(

@@ -114,7 +114,7 @@ class STTPool(Transcriber):
             ValueError: there is no such address in the pool.
         """
         self._own_loop()
-        url = base_url.rstrip("/")
+        url = checked(base_url)
         if url not in self._urls:
             raise ValueError(f"{base_url!r} is not in the pool; it has {', '.join(self._urls)}")
         del self._urls[url]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +44,13 @@ _SAME_NAME: dict[type[Exception], type[httpx2.TransportError]] = {
     httpcore2.UnsupportedProtocol: httpx2.UnsupportedProtocol,
 }
 _ERRORS = tuple(_SAME_NAME)
+
+
+class NoCookies(CookieJar):
+    """Keeps nothing: what a service or a proxy sets once would go with all that follows."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        pass
 
 
 class Transport(httpx2.AsyncBaseTransport):

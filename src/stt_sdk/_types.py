@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stt_sdk._text import harmless, one_line
+
 Timestamps = Literal["none", "segment", "word"]
 Task = Literal["transcribe", "translate"]
 
@@ -172,26 +174,27 @@ class Transcription:
         """
         headers = {} if headers is None else headers
         checked = headers.get("X-Lang-Check-Applicable")
+        failed = headers.get("X-Fallback-Error")
         confidence = _read(data, "confidence", dict)
         routing = _read(data, "routing", dict)
         timings = _read(data, "timings_ms", dict)
         return cls(
             text=_read(data, "text", str),
-            language=_read(data, "language", str, _NoneType),
+            language=_name(data, "language", _NoneType),
             language_probability=_read(data, "language_probability", *_NUMBER, _NoneType),
             duration=_read(data, "duration", *_NUMBER),
             speech_duration=_read(data, "speech_duration", *_NUMBER),
-            model=_read(data, "model", str),
+            model=_name(data, "model"),
             confidence=Confidence(
                 _read(confidence, "logprob", *_NUMBER, _NoneType),
                 _read(confidence, "weakest", *_NUMBER, _NoneType),
                 _read(confidence, "words", int),
             ),
             routing=Routing(
-                tier=_read(routing, "tier", str),
+                tier=_name(routing, "tier"),
                 fallback_used=_read(routing, "fallback_used", bool),
-                reason=_read(routing, "reason", str),
-                below=tuple(str(gate) for gate in _read(routing, "below", list)),
+                reason=_name(routing, "reason"),
+                below=_names(_read(routing, "below", list)),
                 degraded=_read(routing, "degraded", bool),
             ),
             segments=tuple(_segment(segment) for segment in _read(data, "segments", list)),
@@ -201,19 +204,21 @@ class Transcription:
                     for name in ("queue_wait", "primary_infer", "fallback_infer", "total")
                 )
             ),
-            request_id=_read(data, "request_id", str),
+            request_id=_name(data, "request_id"),
             warnings=tuple(
-                TranscriptionWarning(_read(warning, "code", str), _read(warning, "message", str))
+                TranscriptionWarning(_name(warning, "code"), _name(warning, "message"))
                 for warning in data.get("warnings", ())
             ),
             language_checked=None if checked is None else checked == "true",
-            fallback_error=headers.get("X-Fallback-Error"),
+            fallback_error=None if failed is None else one_line(failed),
             **call,
         )
 
 
 _NoneType = type(None)
 _NUMBER = (int, float)
+_LARGEST = 1e15
+_MOST_GATES = 32
 
 
 def _read(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
@@ -221,7 +226,22 @@ def _read(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
     value = data[name]
     if type(value) not in kinds:
         raise TypeError(f"{name} is {type(value).__name__}")
+    if isinstance(value, str):
+        return harmless(value)
+    if type(value) in _NUMBER and not -_LARGEST < value < _LARGEST:  # NaN is not, either
+        raise TypeError(f"{name} is no number of a reasonable size")
     return value
+
+
+def _name(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """A text that is shown in logs and labels: one line of reasonable length."""
+    value = _read(data, name, str, *kinds)
+    return value if value is None else one_line(value)
+
+
+def _names(values: list[Any]) -> tuple[str, ...]:
+    """Gates. A newer service may know more, but not so many more."""
+    return tuple(_name({"below": value}, "below") for value in values[:_MOST_GATES])
 
 
 def _segment(data: Mapping[str, Any]) -> Segment:

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 
 from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig
+from stt_cascade.config_file import contents
 
 FILES = ("fallback_ca_file", "fallback_cert_file", "fallback_key_file")
 
@@ -45,7 +46,7 @@ def _trusting(file: Path) -> ssl.SSLContext:
 def _certificates(file: Path, setting: str) -> str:
     """The file's text, if there are certificates in it."""
     try:
-        text = file.read_bytes().decode("ascii", "ignore")  # comments may be anything
+        text = contents(file).decode("ascii", "ignore")  # comments may be anything
     except OSError as error:
         raise ConfigError(f"{setting}: {file} cannot be read: {error.strerror}") from None
     try:
@@ -57,6 +58,7 @@ def _certificates(file: Path, setting: str) -> str:
 
 def _show(context: ssl.SSLContext, cert: Path, key: Path) -> None:
     try:
+        contents(key)  # OpenSSL would wait for a pipe
         context.load_cert_chain(cert, key, _refuse_passphrase)
     except _Passphrase:
         why = "is protected by a passphrase, for which nobody can be asked"

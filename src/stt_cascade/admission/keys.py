@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from stt_cascade.admission.certificates import FILES, fallback_tls
 from stt_cascade.config import ConfigError, PrimaryConfig, TierConfig
-from stt_cascade.config_file import in_force, load
+from stt_cascade.config_file import contents, in_force, load
 from stt_sdk._apart import once
 
 log = structlog.get_logger("stt.keys")
@@ -223,10 +223,11 @@ def _listed(inline: tuple[SecretStr, ...], file: Path | None, setting: str) -> t
 
 
 def _keys_in(path: Path, setting: str) -> tuple[str, ...]:
-    content = _read(path)
-    if content is None:
-        raise ConfigError(f"{setting}: {path} cannot be read")
-    lines = (line.strip() for line in content.decode("utf-8", "replace").splitlines())
+    try:
+        text = contents(path).decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise ConfigError(f"{setting}: {path} cannot be read: {error.strerror}") from None
+    lines = (line.strip() for line in text.splitlines())
     keys = tuple(_checked(line, setting) for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"{setting}: {path} holds no key; it takes one a line")
@@ -239,12 +240,14 @@ def _checked(key: str, setting: str) -> str:
         raise ConfigError(f"{setting}: a key may hold printable ASCII without spaces only")
     if not key.strip(","):
         raise ConfigError(f"{setting}: a key may not be of commas only")
+    if key.startswith("#"):
+        raise ConfigError(f"{setting}: a key may not begin with #, which begins a comment")
     return key
 
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return contents(path)
     except OSError:
         return None
 

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from stt_cascade.answer import Answer, ErrorAnswer, ErrorPart
 from stt_cascade.errors import DeadlineExceeded, Draining, NotReady, Overloaded
+from stt_sdk._answer import few_values
+from stt_sdk._text import one_line
 
 # Causes that name the fallback's own fault, then those that do not.
 #   unreachable    no connection was made
@@ -41,8 +43,12 @@ BACKOFF_S = 0.1
 # The longest answer there can be, 4 hours with word timestamps, all windows at the token limit, has
 # 8.1 MiB.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
+# Which is 600 bytes for each second. What is beyond twice that is no answer to this clip.
+BYTES_AROUND = 64 * 1024
+BYTES_A_SECOND = 1200
 # Of the fallback's own words; the rest of a longer message says nothing more.
 MAX_MESSAGE = 500
+MAX_ERROR_BYTES = 64 * 1024
 
 
 class FallbackError(Exception):
@@ -63,10 +69,21 @@ class FallbackError(Exception):
         theirs: ErrorPart | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message, MAX_MESSAGE))
         self.cause: Cause = cause
         self.theirs = theirs
         self.retry_after = retry_after
+
+
+def most_bytes(audio_seconds: float | None) -> int:
+    """How long an answer to a clip may be.
+
+    Args:
+        audio_seconds: of the clip; None: unknown.
+    """
+    if audio_seconds is None:
+        return MAX_ANSWER_BYTES
+    return min(MAX_ANSWER_BYTES, BYTES_AROUND + int(BYTES_A_SECOND * audio_seconds))
 
 
 def read(status: int, retry_after: str, body: bytes) -> Answer:
@@ -80,6 +97,8 @@ def read(status: int, retry_after: str, body: bytes) -> Answer:
     """
     if status == 200:
         try:
+            if not few_values(body):
+                raise FallbackError("invalid", "the fallback's answer has too many values")
             return Answer.model_validate_json(body)
         except ValidationError as error:
             raise FallbackError(
@@ -139,12 +158,9 @@ def _cause(status: int, type_: str | None) -> Cause:
 
 def _their_error(body: bytes) -> ErrorPart | None:
     try:
-        theirs = ErrorAnswer.model_validate_json(body).error
+        return ErrorAnswer.model_validate_json(body[:MAX_ERROR_BYTES]).error
     except ValidationError:
         return None
-    return theirs.model_copy(
-        update={"type": theirs.type[:MAX_MESSAGE], "message": theirs.message[:MAX_MESSAGE]}
-    )
 
 
 def _seconds(retry_after: str) -> float:

@@ -25,16 +25,18 @@ from stt_cascade.answer import Answer
 from stt_cascade.cascade.breaker import PROBE_INTERVAL_S, CircuitBreaker
 from stt_cascade.cascade.fallback_answer import (
     FAULTS,
-    MAX_ANSWER_BYTES,
     FallbackError,
     broken,
+    most_bytes,
     read,
 )
 from stt_cascade.config import PrimaryConfig
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
+from stt_sdk._answer import LARGE_BYTES
+from stt_sdk._apart import once
 from stt_sdk._budget import RetryBudget
-from stt_sdk._transport import Transport
+from stt_sdk._transport import NoCookies, Transport
 from stt_sdk._within import OverTime, within
 
 log = structlog.get_logger("stt.fallback")
@@ -85,6 +87,7 @@ class FallbackClient:
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
             # A few bytes of a compressed body can become gigabytes.
             headers={"Accept-Encoding": "identity"},
+            cookies=NoCookies(),
             trust_env=False,  # no setting comes from the process environment, a proxy neither
         )
 
@@ -271,8 +274,9 @@ class FallbackClient:
             data=fields,
             files={"audio": ("audio", upload.audio, kind)},
         ) as response:
-            body = await _bounded(response)
-        return read(response.status_code, response.headers.get("Retry-After", ""), body)
+            body = await _bounded(response, most_bytes(record.audio_seconds))
+        reading = partial(read, response.status_code, response.headers.get("Retry-After", ""), body)
+        return reading() if len(body) < LARGE_BYTES else await once(reading, "fallback answer")
 
 
 def _transport(secrets: Secrets) -> Transport:
@@ -286,12 +290,10 @@ def _transport(secrets: Secrets) -> Transport:
     )
 
 
-async def _bounded(response: httpx2.Response) -> bytes:
+async def _bounded(response: httpx2.Response, most: int) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise FallbackError(
-                "invalid", f"the fallback's answer is longer than {MAX_ANSWER_BYTES} bytes"
-            )
+        if len(body) > most:
+            raise FallbackError("invalid", f"the fallback's answer is longer than {most} bytes")
     return bytes(body)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from stt_cascade.cli.measuring import JsonFile, as_json, keep, labelled_in, writable
+from stt_cascade.cli.terminal import Terminal, echo
 
 app = typer.Typer(help="Measure this project against its peers.", no_args_is_help=True)
 
@@ -65,7 +66,6 @@ def engine(
     json_file: JsonFile = None,
 ) -> None:
     """Our engine against faster-whisper: same weights, threads and clips, in turns, in one run."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from stt_cascade.bench import engine as bench
@@ -80,7 +80,7 @@ def engine(
         raise typer.BadParameter(f"no CTranslate2 model in {model}", param_hint="--model")
     cores = len(os.sched_getaffinity(0))
     setup = Setup(model, device, compute_type, threads or max(1, cores // concurrency), concurrency)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     clips = _clips(sets or [], prompts, max_seconds, join or [], limit)
     console.print(f"{len(clips)} clips, {setup}")
     try:
@@ -88,7 +88,7 @@ def engine(
             task = progress.add_task("clips", total=len(clips))
             results = bench.run(names, setup, clips, lambda done: progress.advance(task, done))
     except Unusable as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
     baseline = "30 s encoding" if ablate else "faster-whisper tuned"
     report = bench.report(results, clips, baseline)
@@ -119,11 +119,10 @@ def sdk(
     json_file: JsonFile = None,
 ) -> None:
     """What the SDK carries and costs, over stub primaries on real sockets: needs no model."""
-    from rich.console import Console
 
     from stt_cascade.bench import sdk as bench
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with console.status("starting") as status:
         report = asyncio.run(
             bench.run(
@@ -142,7 +141,6 @@ def sdk(
 
 
 def _print_sdk(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     setup = report["setup"]
@@ -174,7 +172,7 @@ def _print_sdk(report: dict[str, Any]) -> None:
             f"{row['own_us']:+.0f}",
             f"{row['ratio']:.2f} ({row['ratio_least']:.2f}-{row['ratio_most']:.2f})",
         )
-    Console(width=120).print(throughput, cost)
+    Terminal(width=120).print(throughput, cost)
 
 
 def _clips(
@@ -233,7 +231,6 @@ def _first(clips: list[Any], limit: int | None) -> list[Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -270,7 +267,7 @@ def _print(report: dict[str, Any]) -> None:
             str(row["full_context_retries"]),
             str(row["peak_rss_mib"]),
         )
-    console = Console(width=150)
+    console = Terminal(width=150)
     console.print(table, _by_language(rows), _by_length(rows))
     ours = next(iter(rows))
     for name, row in rows.items():

@@ -22,6 +22,7 @@ from stt_cascade.cli.measuring import (
     labelled_in,
     measure,
 )
+from stt_cascade.cli.terminal import Terminal, echo
 from stt_cascade.cli.transcribe import CONCURRENCY
 from stt_cascade.cli.up import Fallback, FallbackPort, Models, Port, Primary, prepare
 from stt_cascade.labelled import Labelled
@@ -105,7 +106,6 @@ def calibrate(
     Starts both tiers like `stt up`, unless --primary-url and --fallback-url name running ones.
     Exit status 1: the thresholds should not be used as they are.
     """
-    from rich.console import Console
 
     from stt_cascade.cascade.decision import Policy
     from stt_cascade.cli import asking
@@ -138,7 +138,7 @@ def calibrate(
     answers = cache or _cache()
 
     def known(tiers: Sequence[asking.Identity]) -> Asked:
-        with Console(stderr=True).status("Reading the clips"):
+        with Terminal(stderr=True).status("Reading the clips"):
             return asking.Asked(versions, sound, tiers, answers, fresh)
 
     async def ask(stop: Stop) -> Asked:
@@ -175,13 +175,13 @@ def calibrate(
     except asking.WrongTier as error:
         raise typer.BadParameter(str(error)) from None
     except (asking.Unusable, StackError) as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{folder}: {error}") from None
     clips_heard = asking.routable(asked.heard(), folder)
     if not any(clip.words for clip in clips_heard):
-        typer.echo("No clip has answers of both tiers, so there is nothing to calibrate.", err=True)
+        echo("No clip has answers of both tiers, so there is nothing to calibrate.", err=True)
         raise typer.Exit(1)
     report = {
         # Not as it was typed: there may be keys in it.
@@ -208,7 +208,6 @@ def calibrate(
 
 async def _ask(asked: Asked, stop: Stop, tiers: Sequence[Any], concurrency: int) -> None:
     """Ask for what is missing, with a progress bar on a terminal."""
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -217,7 +216,7 @@ async def _ask(asked: Asked, stop: Stop, tiers: Sequence[Any], concurrency: int)
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(
         TextColumn("asking both tiers"),
         BarColumn(),
@@ -238,9 +237,8 @@ def _show(
     Raises:
         typer.Exit: 1, if the thresholds should not be used.
     """
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from stt_cascade.measure import calibration_text as text
 
@@ -257,20 +255,20 @@ def _show(
             (html, lambda: calibration_page.whole_page(report, figure).html()),
             (png, lambda: page.png(figure)),
         )
-    console = Console()
+    console = Terminal()
     for sentence in text.sentences(report):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
     for warning in report["warnings"]:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(Text("Warning:", "yellow"), warning, highlight=False, soft_wrap=True)
     for failure in report["failed"][:10]:
-        said = escape(f"{failure['file']}: {failure['error']}")
-        console.print(f"[red]failed[/] {said}", soft_wrap=True)
+        said = f"{failure['file']}: {failure['error']}"
+        console.print(Text("failed", "red"), said, soft_wrap=True)
     for each in text.tables(report):
         table = Table(*each.head, title=each.title, title_justify="left")
         for row in each.rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*row)
         console.print(table)
-    typer.echo(text.env(report), nl=False)
+    echo(text.env(report), nl=False)
     raise typer.Exit(0 if text.good(report) and kept else 1)
 
 
@@ -299,4 +297,4 @@ def _cache() -> Path:
 
 
 def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+    echo(line, err=True)

@@ -20,6 +20,7 @@ from stt_cascade.cli.measuring import (
     keep,
     measure,
 )
+from stt_cascade.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -106,7 +107,6 @@ def canary(
 
     The exit status is 0 to promote, 1 to abort or if nothing can be said.
     """
-    from rich.console import Console
 
     from stt_cascade.measure import canary_report, scrape
     from stt_cascade.measure.canary import Watch
@@ -133,9 +133,9 @@ def canary(
         raise typer.BadParameter(f"{', '.join(sorted(both))} is on both sides")
     limits = Limits(p95, failures, errors, escalation, disagreement, least)
     watch = Watch(seconds, max(1, round(seconds / between)), part, limits)
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=WIDTH)  # a file has no edge
+        console = Terminal(width=WIDTH)  # a file has no edge
 
     async def work(stop: Stop) -> None:
         sources = (

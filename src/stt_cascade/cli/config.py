@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from stt_cascade.cli.terminal import Terminal, echo
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -30,28 +32,27 @@ def check(
     ] = None,
 ) -> None:
     """Show the settings in force, secrets masked; exit 1 with a line for each mistake."""
-    from rich.console import Console
 
     from stt_cascade.admission.keys import check_keys
     from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig
     from stt_cascade.config_file import load
 
     if why := _unreadable(file):
-        typer.echo(f"{file}: {why}", err=True)
+        echo(f"{file}: {why}", err=True)
         raise typer.Exit(1)
     tier = tier or guess(file)
     if tier is None:
-        typer.echo(f"{file}: whose settings are these? Say --tier primary or fallback.", err=True)
+        echo(f"{file}: whose settings are these? Say --tier primary or fallback.", err=True)
         raise typer.Exit(2)
     model = PrimaryConfig if tier == "primary" else FallbackConfig
     try:
         config = load(model, file)
         check_keys(config)
     except ConfigError as error:
-        typer.echo(str(error), err=True)
+        echo(str(error), err=True)
         raise typer.Exit(1) from None
-    Console().print(in_force_table(config))
-    typer.echo(f"{file}: valid for the {tier}; * differs from the default.")
+    Terminal().print(in_force_table(config))
+    echo(f"{file}: valid for the {tier}; * differs from the default.")
 
 
 def _unreadable(file: Path) -> str | None:
@@ -68,9 +69,11 @@ def _unreadable(file: Path) -> str | None:
 
 def guess(file: Path) -> Tier | None:
     """The tier whose settings a file holds: by the key of its model, else by the file's name."""
+    from stt_cascade.config_file import contents
+
     text = ""
     with suppress(OSError):  # reading it for good will say what is wrong
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = contents(file).decode("utf-8-sig", "replace")
     keys = set(re.findall(r"^\s*(?:export\s+)?(CT2_(?:SMALL|MEDIUM)_PATH)\s*=", text, re.MULTILINE))
     if keys == {"CT2_SMALL_PATH"}:
         return "primary"

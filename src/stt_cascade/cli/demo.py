@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stt_cascade.cli.terminal import Terminal, echo
 from stt_cascade.cli.up import Fallback, Models, Primary, Verbose, prepare, samples, say
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def demo(
 
     clips = files or samples()
     if not clips:
-        typer.echo("there are no samples here: name some audio files", err=True)
+        echo("there are no samples here: name some audio files", err=True)
         raise typer.Exit(2)
     stack = prepare(primary, fallback, models, verbose=verbose)
     try:
@@ -53,7 +54,7 @@ def demo(
         say("Stopped.")
         raise typer.Exit(130) from None
     except StackError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
     say("Both tiers are stopped.")
     raise typer.Exit(int(failed))
@@ -61,7 +62,6 @@ def demo(
 
 async def _show(stack: Stack, clips: Sequence[Path]) -> bool:
     """Transcribe and show; whether anything failed."""
-    from rich.console import Console
 
     from stt_cascade.cli.endpoint import Endpoint
     from stt_cascade.cli.transcribe import gather, table
@@ -70,7 +70,7 @@ async def _show(stack: Stack, clips: Sequence[Path]) -> bool:
         say(f"Transcribing {_count(len(clips), 'clip')} through the primary ...")
         rows = await gather(Endpoint(stack.url, stack.key), clips, [None] * len(clips))
         stack.check()
-        Console().print(table(rows))
+        Terminal().print(table(rows))
         say(told(rows))
         if failed := any(isinstance(outcome, Exception) for _, outcome in rows):
             say(stack.last_words())

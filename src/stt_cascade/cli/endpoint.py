@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
@@ -20,7 +20,7 @@ class Endpoint:
     """Address and bearer key of a primary."""
 
     url: str
-    key: str | None
+    key: str | None = field(repr=False)
 
 
 def find(url: str | None, key: str | None) -> Endpoint:
@@ -60,8 +60,12 @@ def sendable(key: str | None, option: str) -> str | None:
     Raises:
         typer.BadParameter: none of them can carry it.
     """
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise typer.BadParameter("the key may hold printable ASCII only", param_hint=option)
+    from stt_sdk import _client
+
+    if key is not None and not _client.sendable(key):
+        raise typer.BadParameter(
+            "the key may hold printable ASCII only, and no blanks around it", param_hint=option
+        )
     return key
 
 

@@ -26,6 +26,7 @@ from stt_cascade.cli.measuring import (
     measure,
     warm_up,
 )
+from stt_cascade.cli.terminal import Terminal, echo
 
 if TYPE_CHECKING:
     from stt_cascade.measure.capacity import Summary
@@ -69,8 +70,6 @@ def load(
     The exit status is 1 if texts failed below the knee or the service broke beyond it, if the
     generator was late, or if it was ended early.
     """
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from stt_cascade.measure import capacity, load_report, load_verdict
@@ -106,10 +105,10 @@ def load(
     try:
         steps, slots, early = measure(work)
     except STTError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
     if not steps:
-        typer.echo("nothing was measured", err=True)
+        echo("nothing was measured", err=True)
         raise typer.Exit(1)
     advice = capacity.advise(steps, slots=slots, slo=slo, replicas=replicas)
     verdict, good = load_verdict.verdict(steps, slo)
@@ -134,15 +133,15 @@ def load(
         (html_file, page),
         (png_file, lambda: png(load_report.picture(steps, slo))),
     )
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=WIDTH)  # a file has no edge
+        console = Terminal(width=WIDTH)  # a file has no edge
     console.print(verdict, style="green" if good else "red", highlight=False, markup=False)
     for doubt in load_report.doubts(steps):
         console.print(f"Caution: {doubt}.", highlight=False, markup=False)
     table = Table(*load_report.HEAD)
     for step in steps:
-        table.add_row(*map(escape, load_report.row(step)))
+        table.add_row(*load_report.row(step))
     console.print(table)
     for one in advice:
         console.print(f"{one.setting}={one.value}: {one.because}", highlight=False)
@@ -156,14 +155,13 @@ async def _steps(
     seconds: float,
     stop: Stop,
 ) -> list[Summary]:
-    from rich.console import Console
     from rich.progress import Progress
 
     from stt_cascade.measure.capacity import summarize
     from stt_cascade.measure.load import step
 
     steps: list[Summary] = []
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
 

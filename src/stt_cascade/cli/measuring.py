@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from stt_cascade.cli.endpoint import Endpoint, sendable
+from stt_cascade.cli.terminal import Terminal, echo
 from stt_cascade.labelled import MANIFEST, Labelled, read_manifest
 
 Folder = Annotated[
@@ -130,7 +131,7 @@ def measure(work: Callable[[Stop], Coroutine[Any, Any, Result]]) -> Result:
             if stop.asked:
                 task.cancel()
             else:
-                typer.echo("\nEnding early; once more: at once", err=True)
+                echo("\nEnding early; once more: at once", err=True)
                 stop.ask()
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -202,11 +203,10 @@ async def warm_up(
         STTError: as there.
         typer.BadParameter: there are none.
     """
-    from rich.console import Console
 
     from stt_cascade.measure.load import choose_clips
 
-    with Console(stderr=True).status("Warming up, with each clip once"):
+    with Terminal(stderr=True).status("Warming up, with each clip once"):
         chosen = await choose_clips(
             client, files, lengths, most, deadline=deadline, seed=seed, stop=lambda: stop.asked
         )
@@ -217,7 +217,7 @@ async def warm_up(
             + (f"; {failed}" if chosen.failed else "")
         )
     if chosen.failed:
-        typer.echo(f"Left out of the files: {failed}", err=True)
+        echo(f"Left out of the files: {failed}", err=True)
     return chosen.clips
 
 
@@ -249,7 +249,7 @@ def keep(*reports: tuple[Path | None, Callable[[], bytes]]) -> bool:
             try:
                 _write(file, made())
             except OSError as error:
-                typer.echo(f"{file} could not be written: {error.strerror}", err=True)
+                echo(f"{file} could not be written: {error.strerror}", err=True)
                 well = False
     return well
 

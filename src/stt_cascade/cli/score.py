@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from statistics import quantiles
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import LabelledFolder, labelled_in
+from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
 from stt_cascade.labelled import UNKNOWN, Labelled, word_errors
 from stt_sdk import Transcription
@@ -58,7 +58,7 @@ def score(
     scored = [_scored(clip, outcome) for clip, (_, outcome) in zip(clips, found, strict=True)]
     report = summarize(scored)
     if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+        echo(json_text(report, indent=2))
     else:
         _print(report)
     raise typer.Exit(int(bool(report["failed"])))
@@ -128,7 +128,7 @@ def _percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console()
+    console = Terminal()
     table = Table("", "clips", "words", "wrong", "WER %", title="Word error rate")
     for name, row in report["wer"].items():
         table.add_row(
@@ -154,4 +154,4 @@ def _print(report: dict[str, Any]) -> None:
             figures = ", ".join(f"{name} {value:.0f}" for name, value in values.items())
             console.print(f"{stage} ms: {figures}")
     for failure in report["failed"]:
-        console.print(f"[red]failed[/red] {failure['file']}: {failure['error']}")
+        console.print(Text("failed", "red"), f"{failure['file']}: {failure['error']}")

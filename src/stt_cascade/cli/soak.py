@@ -24,6 +24,7 @@ from stt_cascade.cli.measuring import (
     measure,
     warm_up,
 )
+from stt_cascade.cli.terminal import Terminal, echo
 
 if TYPE_CHECKING:
     from stt_cascade.measure.load import Generator
@@ -63,7 +64,6 @@ def soak(
     The exit status is 1 if something grows, if calls fail, if the service restarts or does not tell
     of its memory, or if it was ended early.
     """
-    from rich.console import Console
 
     from stt_cascade.measure.load import Generator
     from stt_cascade.measure.page import png
@@ -85,7 +85,7 @@ def soak(
     try:
         done: Soak = measure(work)
     except STTError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
     said, good = done.verdict()
     kept = keep(
@@ -93,7 +93,7 @@ def soak(
         (html_file, lambda: done.page(f"Soak of {endpoint.url}").html()),
         (png_file, lambda: png(done.picture())),
     )
-    console = Console()
+    console = Terminal()
     console.print(said, style="green" if good else "red", highlight=False, markup=False)
     for one in done.trends():
         console.print(f"  {one}", style="red" if one.grows else "", highlight=False)
@@ -101,12 +101,11 @@ def soak(
 
 
 async def _run(generator: Generator, seconds: float, callers: int, rate: float | None) -> Soak:
-    from rich.console import Console
     from rich.progress import Progress, TextColumn
 
     from stt_cascade.measure.soak import Interval, Soak, run
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[now]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("soaking", total=seconds, now="")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from stt_cascade.cli.endpoint import Endpoint, find
+from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_sdk import Clip, STTClient, Transcription
+from stt_sdk._text import harmless
 
 # Enough to keep a small box busy without filling its queue.
 CONCURRENCY = 2
@@ -58,10 +58,10 @@ def transcribe_files(
         exit status: 1 if any of them failed.
     """
     outcomes = run(Endpoint(url, key), files, language)
-    console = Console()
+    console = Terminal()
     if as_json:
         for file, outcome in outcomes:
-            typer.echo(json.dumps(_as_json(file, outcome), ensure_ascii=False))
+            echo(json_text(_as_json(file, outcome)))
     else:
         console.print(table(outcomes))
     return int(any(isinstance(outcome, Exception) for _, outcome in outcomes))
@@ -84,7 +84,7 @@ async def gather(
     """What became of each file, in their order; a progress bar if they are many."""
     found: dict[int, Outcome] = {}
     clips = [Clip(file, language) for file, language in zip(files, languages, strict=True)]
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(
         TextColumn("transcribing"),
         BarColumn(),
@@ -120,7 +120,7 @@ def table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
                 text.append(f"\n{warning.message}", "yellow")
             shown.add_row(file.name, text, "\n".join(_how(outcome)))
         else:
-            shown.add_row(file.name, Text(str(outcome), "red"), Text("failed", "red"))
+            shown.add_row(file.name, Text(harmless(str(outcome)), "red"), Text("failed", "red"))
     return shown
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stt_cascade.cli.terminal import echo
+
 if TYPE_CHECKING:
     from stt_cascade.cli.stack import Stack
 
@@ -49,7 +51,7 @@ def up(
     except asyncio.CancelledError:
         say("Stopped.")
     except StackError as error:
-        typer.echo(error, err=True)
+        echo(error, err=True)
         raise typer.Exit(1) from None
 
 
@@ -100,7 +102,7 @@ def prepare(
 def say(line: str) -> None:
     """Print a step. That nobody can read it any more must not keep the tiers from being stopped."""
     with suppress(OSError):
-        typer.echo(line)
+        echo(line)
 
 
 def samples() -> list[Path]:

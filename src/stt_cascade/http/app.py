@@ -15,11 +15,12 @@ from stt_cascade.engine.loading import load_whisper
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.errors import MethodNotAllowed, NotFound
 from stt_cascade.http.auth import Authentication
-from stt_cascade.http.envelope import EXPOSED_HEADERS, Envelope
+from stt_cascade.http.envelope import EXPOSED_HEADERS, Envelope, record_of
 from stt_cascade.http.routes import router
 from stt_cascade.http.service import Service
 from stt_cascade.telemetry import logs
 from stt_sdk import __version__
+from stt_sdk._text import one_line
 
 
 def app_from_file(tier: type[TierConfig]) -> FastAPI:
@@ -99,7 +100,8 @@ class _Cors(CORSMiddleware):
 
 async def _as_refusal(request: Request, error: HTTPException) -> Response:
     """The framework's own 404 and 405, in the form of every other error."""
-    path = request.scope["path"]  # `request.url` is made with whatever the Host header says
+    # Not `request.url`, in which the Host header has a say.
+    path = one_line(record_of(request.scope).path, 200)
     if error.status_code == 404:
         raise NotFound(f"there is nothing at {path}") from None
     if error.status_code == 405:

@@ -31,9 +31,9 @@ class Authentication:
         self._metrics_ring = metrics_ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PUBLIC:
-            ring = self._metrics_ring if scope["path"] in METRICS else self._ring
-            record_of(scope).key_id = _key_id(scope, ring)
+        if scope["type"] == "http" and (record := record_of(scope)).path not in PUBLIC:
+            ring = self._metrics_ring if record.path in METRICS else self._ring
+            record.key_id = _key_id(scope, ring)
         await self._app(scope, receive, send)
 
 

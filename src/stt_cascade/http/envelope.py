@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from starlette._utils import get_route_path  # what routes are matched by
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from stt_cascade.config import Network
 from stt_cascade.errors import (
     Internal,
+    InvalidRequest,
     MethodNotAllowed,
     RateLimited,
     Refusal,
@@ -42,7 +44,10 @@ _TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # What goes on is whole: of a longer one nothing does, as with OpenTelemetry's own propagator.
 _TRACE_STATE = re.compile(r"[\t -~]{1,8192}")
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_HEADER = 200
+# Of a path in the log.
+_MAX_PATH = 1000
 # A connection that is closed under a caller who is still sending may take the answer with it. So
 # the rest of a refused body may come and is thrown away for this long, if its length was announced
 # and is within what the service reads anyway.
@@ -126,11 +131,13 @@ class Envelope:
         forwarded = headers.getlist("X-Forwarded-For")
         given, parent = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
         continued = _TRACE.fullmatch(parent) is not None
+        path = get_route_path(scope)
         state = ",".join(headers.getlist("tracestate"))  # as RFC 9110 joins a list's lines
         record = Record(
             request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
-            endpoint=scope["path"] if scope["path"] in ENDPOINTS else "other",
+            endpoint=path if path in ENDPOINTS else "other",
             client=client_address(peer, forwarded, self._trusted_proxies),
+            path=path,
             traceparent=parent if continued else None,
             tracestate=state if continued and _TRACE_STATE.fullmatch(state) else None,
         )
@@ -138,7 +145,12 @@ class Envelope:
         trace = None if self._tracing is None else self._tracing.begin(record)
         status: int | None = None
         refused: Refusal | None = scope.get(REFUSED)
-        body = _Body(receive, scope, broken=refused is not None)
+        length: int | None = None
+        try:
+            length = None if refused else _announced(headers)
+        except InvalidRequest as error:
+            refused = error
+        body = _Body(receive, scope, length)
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -195,7 +207,7 @@ class Envelope:
             "request_id": record.request_id,
             "tier": self._tier,
             "method": scope["method"] or None,
-            "path": scope["path"] or None,
+            "path": record.path[:_MAX_PATH] or None,
             "status": status,
             "client": record.client,
             "key_id": record.key_id,
@@ -233,20 +245,13 @@ class _Body:
     """A request's `receive`, which knows how much of the body is still to come.
 
     Args:
-        broken: it never became a request, and what else comes is anybody's guess.
+        length: of the body, in bytes; None: nobody knows.
     """
 
-    def __init__(self, receive: Receive, scope: Scope, *, broken: bool) -> None:
+    def __init__(self, receive: Receive, scope: Scope, length: int | None) -> None:
         self._receive = receive
         self._scope = scope
-        headers = Headers(scope=scope)
-        length = headers.get("Content-Length", "0")
-        # In bytes; None: nobody knows.
-        self._left = (
-            None
-            if broken or "Transfer-Encoding" in headers or not length.isdecimal()
-            else int(length)
-        )
+        self._left = length
 
     async def __call__(self) -> Message:
         message = await self._receive()
@@ -271,6 +276,25 @@ class _Body:
     async def _discard(self) -> None:
         while self._left:
             await self()
+
+
+def _announced(headers: Headers) -> int | None:
+    """How many bytes of body will come; None: it comes in chunks.
+
+    Raises:
+        InvalidRequest: the headers leave that open, so that another server could read another body.
+    """
+    codings, lengths = headers.getlist("Transfer-Encoding"), headers.getlist("Content-Length")
+    if codings:
+        if lengths or [coding.strip(" \t").lower() for coding in codings] != ["chunked"]:
+            raise InvalidRequest(
+                "with Transfer-Encoding, which may be chunked only, no Content-Length is allowed"
+            )
+        return None
+    length = lengths[0].strip(" \t") if lengths else "0"
+    if len(lengths) > 1 or not _LENGTH.fullmatch(length):
+        raise InvalidRequest("Content-Length must be one whole number of at most 19 digits")
+    return int(length)
 
 
 async def _send_unfinished(response: JSONResponse, send: Send) -> None:

@@ -43,6 +43,8 @@ class Protocol(HttpToolsProtocol):
     # bytes but the body's, among them what the parser keeps to itself, such as chunk extensions;
     # and those of the body.
     _coming = False
+    _head_is_whole = False
+    _header_lines = 0
     _header_bytes = 0
     _around = 0
     _body = 0
@@ -81,22 +83,27 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._coming = True
-        self._header_bytes = 0
+        self._head_is_whole = False
+        self._header_lines = self._header_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         self._count(len(name) + len(value) + len(": \r\n"))
-        if len(self.headers) > MAX_HEADERS:
+        self._header_lines += 1
+        if self._header_lines > MAX_HEADERS:
             self._stop_parsing(InvalidRequest(f"more than {MAX_HEADERS} headers"))
+        # Trailers come the same way, and must not change what the request is judged by.
+        if not self._head_is_whole:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self.parser.offered():
             return
         self._disarm()
+        self._head_is_whole = True
         super().on_headers_complete()
         if self.pipeline:
             self._look_for_its_end()

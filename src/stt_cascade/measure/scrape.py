@@ -7,13 +7,14 @@ import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx2
 
 from stt_cascade.measure.counts import NAMES, REQUESTS, Looked, Sample, Silence, series
 from stt_sdk import STTClient, STTError, UnauthorizedError
+from stt_sdk._transport import NoCookies
 
 PATIENCE_S = 5.0
 
@@ -61,7 +62,7 @@ class Prometheus:
     http: httpx2.AsyncClient
     url: str
     selector: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     async def look(self) -> Looked:
         """An instance that Prometheus no longer knows of is left out: it was taken away."""
@@ -110,7 +111,7 @@ async def services(*sides: Sequence[str], key: str | None) -> AsyncIterator[list
 @asynccontextmanager
 async def prometheus(url: str, *selectors: str, key: str | None) -> AsyncIterator[list[Source]]:
     """Each side by its labels, from a Prometheus."""
-    async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False, cookies=NoCookies()) as http:
         yield [Prometheus(http, url, selector.strip().strip("{}"), key) for selector in selectors]
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
 from itertools import pairwise
 from types import TracebackType
 
@@ -83,6 +84,7 @@ class Tracing:
         self._trouble.listen()
         session = requests.Session()
         session.trust_env = False
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # none at all
         with _settings_of_the_file_alone():
             self._exporter = OTLPSpanExporter(
                 endpoint=self._endpoint.rstrip("/") + "/v1/traces",

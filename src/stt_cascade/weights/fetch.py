@@ -13,6 +13,7 @@ from typing import Protocol
 import httpx2
 
 from stt_cascade.weights.errors import DigestError, SourceError
+from stt_sdk._transport import NoCookies
 
 # A machine without network must find out quickly, so that the next source gets its turn.
 CONNECT_SECONDS = 4.0
@@ -75,7 +76,7 @@ def http_client() -> httpx2.Client:
     """
     timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     try:
-        return httpx2.Client(follow_redirects=True, timeout=timeout)
+        return httpx2.Client(follow_redirects=True, timeout=timeout, cookies=NoCookies())
     except OSError as error:
         # Not to be taken for a refusal of the disk.
         raise SourceError(f"no usable CA certificates (SSL_CERT_FILE): {error}") from error
