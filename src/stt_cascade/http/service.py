@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +24,7 @@ from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
+from stt_cascade.telemetry import logs
 from stt_cascade.telemetry.gpu import Gpu
 from stt_cascade.telemetry.machine import Machine
 from stt_cascade.telemetry.metrics import Metrics
@@ -93,6 +93,8 @@ class Service:
             self.machine.has(gpu)
         self._watch()
         async with AsyncExitStack() as stack:
+            # The last to be left: the server ends soon after, in whatever way its signal says.
+            stack.callback(logs.finish)
             if self.tracing is not None:
                 await stack.enter_async_context(self.tracing)
             if gpu is not None:
@@ -272,6 +274,5 @@ def _tracing(config: TierConfig) -> Tracing | None:
 def _die(message: str) -> None:
     """End the process from any thread: a server without its model is of no use to anybody."""
     log.critical("cannot start", reason=message)
-    print(f"stt-cascade: {message}", file=sys.stderr, flush=True)  # noqa: T201
-    sys.stdout.flush()
+    logs.last_words(f"stt-cascade: {message}")
     os._exit(1)

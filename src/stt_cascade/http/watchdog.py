@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
+
+from stt_cascade.telemetry import logs
 
 log = structlog.get_logger("stt.service")
 
@@ -68,5 +69,5 @@ class Watchdog:
             warned, told = seconds > self._limit_s / 2, seconds > self._limit_s
             if seconds > self._limit_s + self._exit_s:
                 log.critical("nobody has restarted the process: ending it", status=EX_SOFTWARE)
-                sys.stdout.flush()
+                logs.finish()
                 os._exit(EX_SOFTWARE)

@@ -17,7 +17,7 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stt_cascade.cascade.decision import AUTHORS, GATES
@@ -26,6 +26,7 @@ from stt_cascade.cascade.shadow import RESULTS as SHADOW_RESULTS
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
+from stt_cascade.telemetry import logs
 from stt_cascade.telemetry.gpu import Reading
 from stt_cascade.warning_codes import WARNING_CODES
 
@@ -247,6 +248,7 @@ class Metrics:
         info = Gauge("stt_build_info", "What is running.", list(build), registry=self.registry)
         info.labels(*build.values()).set(1)
         self.registry.register(_GpuCollector(gpu))
+        self.registry.register(_LogCollector())
 
     def counts(self) -> dict[str, int]:
         """Totals since the start, for the JSON snapshot."""
@@ -264,6 +266,17 @@ def _quantiles(values: deque[float]) -> dict[str, float | None]:
         return dict.fromkeys(names)
     found = np.quantile(np.fromiter(values, float), (0.5, 0.95, 0.99))
     return {name: round(float(value), 1) for name, value in zip(names, found, strict=True)}
+
+
+class _LogCollector(Collector):
+    """What the log lost."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "stt_log_lines_dropped_total",
+            "Log lines dropped because they could not be written.",
+            value=logs.dropped(),
+        )
 
 
 class _GpuCollector(Collector):
