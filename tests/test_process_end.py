@@ -92,12 +92,14 @@ def tier(
 ) -> Callable[..., tuple[subprocess.Popen[bytes], str]]:
     """Starts a fallback on a fake engine, each of whose inferences lasts for ever."""
 
-    def start(stdout: int | IO[bytes], **settings: object) -> tuple[subprocess.Popen[bytes], str]:
+    def start(
+        stdout: int | IO[bytes], *, loads: str = "at-once", **settings: object
+    ) -> tuple[subprocess.Popen[bytes], str]:
         file = env_file(tmp_path / "tier.env", **MODEL, **settings)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             number = listener.fileno()
-            command = (TESTS / "fakes.py", "fallback", file, number, "at-once")
+            command = (TESTS / "fakes.py", "fallback", file, number, loads)
             errors = (tmp_path / "stderr").open("wb")
             with errors:
                 process = run(*command, pass_fds=[number], stdout=stdout, stderr=errors)
@@ -144,6 +146,27 @@ def test_a_stuck_tier_ends(
     answer = httpx2.post(f"{url}/v1/transcribe", files={"audio": wav()}, timeout=PATIENCE)
     assert answer.status_code == 504
     assert process.wait(PATIENCE) == 70
+
+
+def test_a_tier_with_a_broken_engine_is_not_ready_then_not_healthy_and_ends(
+    tier: Callable[..., tuple[subprocess.Popen[bytes], str]],
+) -> None:
+    process, url = tier(subprocess.DEVNULL, loads="breaks", ENGINE_FAILURES=3, WEDGED_EXIT_S=3)
+    said: list[tuple[str, int]] = []
+    with httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+        for _ in range(3):
+            assert client.get("/v1/ready").status_code == 200
+            assert client.post("/v1/transcribe", files={"audio": wav()}).status_code == 500
+        try:
+            while True:
+                ready, health = client.get("/v1/ready"), client.get("/v1/health")
+                state = ready.json()["state"], health.status_code
+                if state not in said:
+                    said.append(state)
+                time.sleep(0.05)
+        except httpx2.HTTPError:
+            assert process.wait(PATIENCE) == 70
+    assert (said[0], said[-1]) == (("broken", 200), ("wedged", 503))
 
 
 def test_a_tier_whose_log_cannot_be_written_answers_and_stops(

@@ -14,7 +14,7 @@ from dotenv.parser import parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stt_cascade.config import ConfigError, Language, Network, TierConfig
+from stt_cascade.config import ConfigError, Language, Proxy, TierConfig
 
 # What an image's build writes: one line, the commit that it was built from.
 COMMIT_FILE = Path(sys.prefix) / "COMMIT"
@@ -148,8 +148,8 @@ def allowed(field: FieldInfo) -> str:
         return "a path"
     if any(hasattr(rule, "pattern") for rule in field.metadata):
         return f"an address such as {(field.examples or [''])[0]}"
-    if get_origin(kind) is tuple and get_args(kind)[0] == Network:
-        return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
+    if get_origin(kind) is tuple and get_args(kind)[0] == Proxy:
+        return "a comma-separated list of addresses and networks such as 10.0.0.0/8, or unix"
     if get_origin(kind) is tuple and get_args(kind)[0] == Language:
         return "a comma-separated list of Whisper's codes such as en"
     if get_origin(kind) is tuple:

@@ -20,6 +20,7 @@ from stt_cascade.cascade.fallback_client import FallbackClient
 from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
+from stt_cascade.engine.proof import Proven
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("stt.service")
 
-State = Literal["loading", "ready", "slow", "wedged", "draining"]
+State = Literal["loading", "ready", "slow", "broken", "wedged", "draining"]
 Load = Callable[[TierConfig], Engine]
 
 
@@ -55,8 +56,12 @@ class Service:
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.uploads = Uploads(config.upload_places)
         self.draining = False
+        self._engine: Proven | None = None
         self.watchdog = Watchdog(
-            lambda: self.tier.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
+            lambda: self.tier.oldest_seconds,
+            config.infer_timeout_s,
+            config.wedged_exit_s,
+            lambda: 0.0 if self._engine is None else self._engine.broken_seconds,
         )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._supervisor = Supervisor()
@@ -81,6 +86,8 @@ class Service:
             return "draining"
         if self.watchdog.wedged:
             return "wedged"
+        if self.watchdog.broken:
+            return "broken"
         if self.watchdog.slow:
             return "slow"
         return "loading" if self.tier.engine is None else "ready"
@@ -252,7 +259,8 @@ class Service:
         threading.Thread(target=load, name="load", daemon=True).start()
 
     def _loaded(self, engine: Engine) -> None:
-        self.tier.engine = engine
+        self._engine = Proven(engine, self.config.engine_failures, self.metrics.engine_failed)
+        self.tier.engine = self._engine
         if not self.draining:
             self._supervisor.ready()
 

@@ -118,6 +118,9 @@ class Metrics:
         self._warnings = counter(
             "stt_warnings_total", "Answers that warn of something missing from the text.", "code"
         )
+        self._engine_failures = counter(
+            "stt_engine_failures_total", "Inferences that the tier's own engine failed."
+        )
         self._audio = counter("stt_audio_seconds_total", "Seconds of audio decoded.")
         self._total = seconds("stt_request_total_seconds", "End to end, answers 200.")
         self._slo = seconds("stt_slo_request_seconds", "The same, clips up to SLO_CLIP_SECONDS.")
@@ -183,6 +186,10 @@ class Metrics:
 
     def audio_decoded(self, seconds: float) -> None:
         self._audio.inc(seconds)
+
+    def engine_failed(self) -> None:
+        """An inference raised an exception."""
+        self._engine_failures.inc()
 
     def no_speech(self) -> None:
         self._no_speech.inc()
