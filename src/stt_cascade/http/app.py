@@ -87,7 +87,15 @@ def create_app(
             _Cors,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "X-Req-Id", "X-Deadline-Ms"],
+            # The last three: pages that are traced send them with every request.
+            allow_headers=[
+                "Authorization",
+                "X-Req-Id",
+                "X-Deadline-Ms",
+                "traceparent",
+                "tracestate",
+                "baggage",
+            ],
             expose_headers=EXPOSED_HEADERS,
         )
     return app
