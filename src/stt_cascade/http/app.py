@@ -31,9 +31,10 @@ def app_from_file(tier: type[TierConfig]) -> FastAPI:
         SystemExit: the settings cannot be used; stderr has one line per mistake.
     """
     try:
+        logs.configure("json")  # until the settings are known: from here on no line can block
+        logs.catch_strays()
         config = load(tier)
         logs.configure(config.log_format)
-        logs.catch_strays()
         return create_app(config)
     except ConfigError as error:
         logs.last_words(str(error))
