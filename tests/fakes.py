@@ -157,6 +157,15 @@ class FakeEngine:
                 event.set()
 
 
+class BrokenEngine(FakeEngine):
+    """Loads, and works until `raises` is set, which then ends its warm-up clip, too."""
+
+    def warm_up(self) -> None:
+        super().warm_up()
+        if self.raises is not None:
+            raise self.raises
+
+
 def answer_of_fallback(text: str = "from the fallback", **changes: Any) -> dict[str, Any]:
     """The JSON of a fallback's 200."""
     return {
@@ -391,13 +400,16 @@ def main(tier: str, settings: str, listener: int, loads: str) -> None:
     """A tier as a process of its own: says `inferring` on stderr, and goes on when told a line.
 
     Args:
-        loads: `never`, or `at-once`.
+        loads: `never`, `at-once`, or `breaks`: at once, and each inference fails.
     """
 
-    class Told(FakeEngine):
+    class Told(BrokenEngine):
         def transcribe(self, samples: Samples, options: Options) -> Utterance:
-            print("inferring", file=sys.stderr, flush=True)  # noqa: T201  # how it tells the test
-            sys.stdin.readline()
+            if loads == "breaks":
+                self.raises = RuntimeError("CUDA failed with error unspecified launch failure")
+            else:
+                print("inferring", file=sys.stderr, flush=True)  # noqa: T201  # tells the test
+                sys.stdin.readline()
             return super().transcribe(samples, options)
 
     model: type[TierConfig] = PrimaryConfig if tier == "primary" else FallbackConfig

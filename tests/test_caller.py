@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Literal
 
+import httpx2
 import pytest
+import uvicorn
 from structlog.testing import capture_logs
 
-from running import TRANSCRIBE, RunningTier, Tiers
+from fakes import PATIENCE, FakeEngine
+from running import POOLS, TRANSCRIBE, RunningTier, Tiers, fallback_config, until
+from stt_cascade.http.app import create_app
 from stt_cascade.http.caller import client_address, counted_as
+from stt_cascade.http.protocol import Protocol
 from tones import wav
 
 TRUSTED = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7"), ip_network("fd00::/8"))
@@ -39,14 +47,31 @@ TRUSTED = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7"), ip_network("fd00::
         ("fd00::1", ["2001:db8::1"], "2001:db8::1"),
         ("::ffff:10.1.2.3", ["::ffff:198.51.100.1"], "198.51.100.1"),
         ("::ffff:203.0.113.5", ["198.51.100.1"], "203.0.113.5"),
-        # A Unix socket has no peer.
+        # A connection that has ended already.
         ("unknown", ["198.51.100.1"], "unknown"),
+        # Nobody on a Unix socket is trusted unless the settings say so.
+        ("unix", ["198.51.100.1"], "unix"),
+        ("10.1.2.3", ["198.51.100.1", "unix"], "10.1.2.3"),
     ],
 )
 def test_the_caller_is_the_first_that_no_trusted_proxy_vouches_for(
     peer: str, forwarded: list[str], caller: str
 ) -> None:
     assert client_address(peer, forwarded, TRUSTED) == caller
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "caller"),
+    [
+        ([], "unix"),
+        (["198.51.100.1"], "198.51.100.1"),
+        (["198.51.100.1, 10.4.4.4"], "198.51.100.1"),
+        (["198.51.100.1, 203.0.113.5"], "203.0.113.5"),
+        (["made-up"], "unix"),
+    ],
+)
+def test_a_unix_socket_can_be_a_trusted_proxys(forwarded: list[str], caller: str) -> None:
+    assert client_address("unix", forwarded, ("unix", *TRUSTED)) == caller
 
 
 @pytest.mark.parametrize(
@@ -75,6 +100,40 @@ def statuses(tier: RunningTier, *forwarded: str) -> list[int]:
 def test_made_up_addresses_get_nobody_past_the_rate_limit(tiers: Tiers) -> None:
     tier = tiers.fallback(rate_limit_burst=1, rate_limit_rps=0.01)
     assert statuses(tier, "198.51.100.1", "198.51.100.2", "127.0.0.9") == [200, 429, 429]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "answers", "client"),
+    [((), [200, 429], "unix"), (("unix",), [200, 200], "198.51.100.2")],
+)
+def test_callers_on_a_unix_socket_have_a_rate_of_their_own_if_it_is_trusted(
+    tmp_path: Path, trusted: tuple[Literal["unix"], ...], answers: list[int], client: str
+) -> None:
+    config = fallback_config(rate_limit_burst=1, rate_limit_rps=0.01, trusted_proxies=trusted)
+    path = str(tmp_path / "socket")
+    options: dict[str, Any] = {"http": Protocol, "log_config": None, "proxy_headers": False}
+    app = create_app(config, FakeEngine(), POOLS)
+    server = uvicorn.Server(uvicorn.Config(app, uds=path, **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        transport = httpx2.HTTPTransport(uds=path)
+        with capture_logs() as lines, httpx2.Client(transport=transport, timeout=PATIENCE) as http:
+            until(lambda: server.started, "the server listens")
+            until(lambda: http.get("http://t/v1/ready").status_code == 200, "it is ready")
+            given = [
+                http.post(
+                    f"http://t{TRANSCRIBE}",
+                    files={"audio": wav()},
+                    headers={"X-Forwarded-For": f"198.51.100.{number}"},
+                ).status_code
+                for number in (1, 2)
+            ]
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+    assert given == answers
+    assert [line["client"] for line in lines if line["event"] == "request"][-1] == client
 
 
 def test_behind_a_trusted_proxy_each_caller_has_a_rate_of_its_own(tiers: Tiers) -> None:

@@ -24,7 +24,9 @@ def preflight(tier: RunningTier, origin: str) -> httpx2.Response:
         headers={
             "Origin": origin,
             "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization, x-req-id, x-deadline-ms",
+            "Access-Control-Request-Headers": (
+                "authorization, x-req-id, x-deadline-ms, traceparent, tracestate, baggage"
+            ),
         },
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ import uvicorn
 from structlog.testing import capture_logs
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fakes import PRIMARY_KEY
+from fakes import PATIENCE, PRIMARY_KEY
 from running import TRANSCRIBE, RunningTier, Tiers, fallback_config, read_response, until
 from stt_cascade.http import envelope, protocol
 from stt_cascade.http.protocol import MAX_HEADER_BYTES, MAX_HEADERS
@@ -243,8 +244,52 @@ def test_an_idle_connection_is_closed_without_a_word(
     tier = tiers.fallback()
     with tier.connect(b"") as connection:
         assert whole(connection) == b""
-    with tier.connect(b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n") as connection:
-        assert whole(connection).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("seconds", [0.2, 1])
+def test_between_requests_a_connection_may_be_idle_as_long_as_uvicorn_is_told(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(protocol, "PATIENCE_S", 0.3)
+    tier = tiers.fallback(rate_limit_burst=1, rate_limit_rps=0.001)
+    # As `--timeout-keep-alive` does.
+    tier._server.config.timeout_keep_alive = seconds  # type: ignore[assignment]
+    health = b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n"
+    assert tier.transcribe().status_code == 200
+    late = START + b"Content-Length: %d\r\n\r\n" % len(CLIP)
+    for request, rest, status in ((health, b"", 200), (late, CLIP, 429)):
+        with tier.connect(request) as connection:
+            assert read_response(connection)[0] == status
+            connection.sendall(rest)
+            began = time.monotonic()
+            assert whole(connection) == b""
+            assert seconds <= time.monotonic() - began + 0.05 < seconds + PATIENCE / 10
+
+
+def test_after_a_long_pause_the_next_request_has_all_its_time(
+    tiers: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "PATIENCE_S", 0.5)
+    tier = tiers.fallback()
+    health = b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n"
+    with tier.connect(health) as connection:
+        for _ in range(3):
+            assert read_response(connection)[0] == 200
+            time.sleep(0.4)
+            connection.sendall(health[:20])
+            time.sleep(0.3)
+            connection.sendall(health[20:])
+        assert read_response(connection)[0] == 200
+
+
+def test_a_server_that_is_full_says_so_in_the_usual_form(tiers: Tiers) -> None:
+    """By uvicorn's own `--limit-concurrency`."""
+    tier = tiers.fallback()
+    tier._server.config.limit_concurrency = 2
+    with tier.connect(b""):
+        answer = tier.exchange(b"GET /v1/health HTTP/1.1\r\nHost: t\r\n\r\n")
+        check(answer, 503, "overloaded")
+        assert answer[1]["retry-after"] == "1"
 
 
 def test_no_idle_connection_is_kept_for_longer_than_ten_seconds() -> None:

@@ -34,6 +34,20 @@ def post(tier: RunningTier, *parts: tuple[str, Any]) -> httpx2.Response:
     return tier.client.post(TRANSCRIBE, files=list(parts))
 
 
+@pytest.mark.parametrize("query", ["language=de", "language=de&task=translate", "x=1", "&a=b"])
+def test_options_in_the_url_are_refused_not_dropped(tier: RunningTier, query: str) -> None:
+    heard = len(tier.fake.heard)
+    message = refused(tier.client.post(f"{TRANSCRIBE}?{query}", files={"audio": wav()}))
+    assert repr(query.strip("&").partition("=")[0]) in message
+    assert "form field; allowed are: audio, language, prompt, timestamps, task" in message
+    assert len(tier.fake.heard) == heard
+
+
+def test_a_url_without_options_may_end_in_anything(tier: RunningTier) -> None:
+    for query in ("?", "?&", "?language="):
+        assert tier.client.post(f"{TRANSCRIBE}{query}", files={"audio": wav()}).status_code == 200
+
+
 def test_the_answer_is_the_promised_json(tier: RunningTier) -> None:
     answer = tier.transcribe(wav(tone(2.5)), headers={"X-Req-Id": "mine-1"})
     assert answer.headers["Content-Type"] == "application/json"

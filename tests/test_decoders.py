@@ -318,6 +318,20 @@ def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
     assert capfd.readouterr().err == ""
 
 
+def test_what_a_process_says_is_logged_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "talkative"
+    program.write_text("#!/bin/sh\necho why it ends >&2\nyes | head -c 1000000 >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with capture_logs() as lines, pytest.raises(OSError, match="status 0"):
+        Decoders(1).start()
+    until(lambda: any(line.get("text") == "y" for line in lines), "the process is heard")
+    assert lines[0]["text"] == "why it ends"
+    assert len(lines) <= module.MAX_SAID
+
+
 def test_no_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     one = Decoders(1)

@@ -90,8 +90,9 @@ CommaSeparated = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
 Language = Annotated[str, AfterValidator(_language)]
 Languages = Annotated[tuple[Language, ...], BeforeValidator(_comma_separated)]
-Network = IPv4Network | IPv6Network
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_comma_separated)]
+# `unix`: whoever connects through the Unix socket that the service listens on.
+Proxy = Literal["unix"] | IPv4Network | IPv6Network
+Proxies = Annotated[tuple[Proxy, ...], BeforeValidator(_comma_separated)]
 
 
 class TierConfig(BaseSettings):
@@ -174,6 +175,12 @@ class TierConfig(BaseSettings):
     infer_timeout_s: float = Field(
         120, ge=LEAST_TIME_S, le=3600, description="an inference that takes longer makes health 503"
     )
+    engine_failures: int = Field(
+        5,
+        ge=1,
+        le=10_000,
+        description="failed inferences in a row after which the engine is tried on a clip of ours",
+    )
     wedged_exit_s: float = Field(
         10, ge=0, le=3600, description="then the process ends after so long, with status 70"
     )
@@ -203,7 +210,7 @@ class TierConfig(BaseSettings):
     rate_limit_burst: int = Field(
         30, ge=1, le=MOST_RATE, description="requests that may come at once"
     )
-    trusted_proxies: Networks = Field(
+    trusted_proxies: Proxies = Field(
         (), description="comma-separated proxies whose `X-Forwarded-For` counts; none: nobody's"
     )
     cors_origins: CommaSeparated = Field(

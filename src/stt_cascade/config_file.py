@@ -16,7 +16,7 @@ from dotenv.parser import Binding, parse_stream
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from stt_cascade.config import ConfigError, Language, Network, TierConfig, nothing_secret
+from stt_cascade.config import ConfigError, Language, Proxy, TierConfig, nothing_secret
 
 # What an image's build writes: one line, the commit that it was built from.
 COMMIT_FILE = Path(sys.prefix) / "COMMIT"
@@ -187,8 +187,8 @@ def allowed(field: FieldInfo) -> str:
         return "a path"
     if _is_address(field):
         return f"an address such as {(field.examples or [''])[0]}"
-    if get_origin(kind) is tuple and get_args(kind)[0] == Network:
-        return "a comma-separated list of addresses and networks such as 10.0.0.0/8"
+    if get_origin(kind) is tuple and get_args(kind)[0] == Proxy:
+        return "a comma-separated list of addresses and networks such as 10.0.0.0/8, or unix"
     if get_origin(kind) is tuple and get_args(kind)[0] == Language:
         return "a comma-separated list of Whisper's codes such as en"
     if get_origin(kind) is tuple:

@@ -25,8 +25,6 @@ UNITS = tuple(f"stt-{tier}.service" for tier in TIERS)
 DEVICE_UNIT = "stt-gpu.service"
 # Out of ten.
 MOST_EXPOSURE = 2.5
-# What a start takes, at most, that ends with wrong settings.
-WRONG_START_S = 10
 COMMAND = (
     "/opt/stt/venv/bin/uvicorn stt_{tier}:app --host 0.0.0.0 --port {port} --workers 1"
     " --http stt_cascade.http.protocol:Protocol --no-proxy-headers"
@@ -40,6 +38,8 @@ WANTED = {
     "WorkingDirectory": ("/opt/stt", "a relative path in the settings means something"),
     "Restart": ("always", "it comes back whatever ended it"),
     "RestartSec": ("3", "so says the specification"),
+    "StartLimitIntervalSec": ("0", "no number of ends keeps it down"),
+    "RestartPreventExitStatus": ("78", "wrong settings are not tried for ever"),
     "KillMode": ("mixed", "a stop spoils no clip that a decoder has"),
     "OOMPolicy": ("continue", "a decoder that is killed does not take the service along"),
     "LimitCORE": ("0", "no core keeps callers' audio"),
@@ -160,22 +160,10 @@ def _kept(
     for config in settings:
         if _seconds(unit["TimeoutStopSec"]) <= config.drain_timeout_s:
             yield f"TimeoutStopSec is not longer than DRAIN_TIMEOUT_S, {config.drain_timeout_s:g}"
-        wedged = config.infer_timeout_s + config.wedged_exit_s
-        yield from _limited(unit, wedged)
     if _seconds(unit["WatchdogSec"]) == 0:
         yield "WatchdogSec: an event loop that hangs would not be noticed"
     if tier == "fallback" and unit["IPAddressDeny"] != ["any"]:
         yield "IPAddressDeny has to be 'any': primaries are named one by one"
-
-
-def _limited(unit: dict[str, list[str]], wedged_s: float) -> Iterator[str]:
-    interval = _seconds(unit["StartLimitIntervalSec"])
-    burst = int((unit["StartLimitBurst"] or ["0"])[0])
-    each = _seconds(unit["RestartSec"])
-    if not 0 < burst * (each + WRONG_START_S) < interval:
-        yield "StartLimit: a tier with wrong settings would be started for ever"
-    if burst * (each + wedged_s) <= interval:
-        yield f"StartLimit: a tier that ends with 70 each {wedged_s:g} s would stay down"
 
 
 def _seconds(values: list[str]) -> float:

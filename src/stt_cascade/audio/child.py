@@ -12,6 +12,7 @@ import io
 import math
 import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -49,6 +50,9 @@ _PR_SET_NO_NEW_PRIVS = 38
 def main(descriptor: int, niceness: int) -> None:
     """Decode what comes over the socket until it closes."""
     service = socket.socket(fileno=descriptor)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # A terminal sends them to all its processes; the service ends this one when it has to.
+        signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
     _warm_up()
     memory = os.open("/proc/self/statm", os.O_RDONLY)

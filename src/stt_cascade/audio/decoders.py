@@ -19,6 +19,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import structlog
@@ -42,6 +43,7 @@ START_SECONDS = 60.0
 # A process that is allowed a second of processor time may have to share the processor.
 WALL_PER_CPU = 4
 MAX_SENTENCE = 2000  # bytes of an error's message
+MAX_SAID = 16 * 1024  # bytes of what one process writes to stderr that are logged
 # What a child may know of the environment: where libraries are, and how they compute.
 PASSED_ON = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_", "OPENBLAS_")
 
@@ -219,6 +221,16 @@ class _Process:
         self._child.wait()
 
 
+def _log_what_it_says(stderr: IO[bytes]) -> None:
+    """Log a child's stderr, of which a file that has taken it over may write any amount."""
+    said = 0
+    with stderr:
+        while line := stderr.readline(MAX_SENTENCE):
+            if said < MAX_SAID:
+                log.warning("a decoder says", text=line.decode("utf-8", "replace").rstrip())
+            said += len(line)
+
+
 def _samples(kind: int, payload: bytearray) -> Samples:
     """What an answer says; raises as `Decoders.decode` what it has instead of samples."""
     if kind == SAMPLES:
@@ -249,11 +261,17 @@ def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     # It is gone before the child has begun, which may have no other: nothing can be made in it.
     with tempfile.TemporaryDirectory(prefix="stt-decoder-") as empty:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "stt_cascade.audio.child", str(descriptor), str(niceness)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             pass_fds=[descriptor],
             cwd=empty,
             env={**known, "PYTHONPATH": path},
         )
+    # Not the service's own stderr, which may be full: a write to it would hold up the decode.
+    threading.Thread(
+        target=_log_what_it_says, args=(child.stderr,), name="decoder-log", daemon=True
+    ).start()
+    return child

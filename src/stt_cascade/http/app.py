@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from stt_cascade.cascade.hearing import DecoderPools
-from stt_cascade.config import ENVELOPE_BYTES, TierConfig
+from stt_cascade.config import ENVELOPE_BYTES, ConfigError, TierConfig
 from stt_cascade.config_file import load
 from stt_cascade.engine import cuda
 from stt_cascade.engine.loading import load_whisper
@@ -22,16 +22,26 @@ from stt_cascade.telemetry import logs
 from stt_sdk import __version__
 from stt_sdk._text import one_line
 
+# Of sysexits.h: to start again would not help.
+EX_CONFIG = 78
+
 
 def app_from_file(tier: type[TierConfig]) -> FastAPI:
     """The ASGI app of a process: settings from the tier's file, log lines in their form.
 
     Raises:
-        ConfigError: the settings cannot be used; it ends the process with one line per mistake.
+        SystemExit: the settings cannot be used; stderr has one line per mistake.
     """
-    config = load(tier)
-    logs.configure(config.log_format)
-    return create_app(cuda.claim(config))
+    try:
+        logs.configure("json")  # until the settings are known: from here on no line can block
+        logs.catch_strays()
+        config = load(tier)
+        logs.configure(config.log_format)
+        return create_app(cuda.claim(config))
+    except ConfigError as error:
+        logs.last_words(str(error))
+        # Not with the message as its code: the interpreter would wait for a stderr that is full.
+        raise SystemExit(EX_CONFIG) from None
 
 
 def create_app(
@@ -80,7 +90,15 @@ def create_app(
             _Cors,
             allow_origins=list(config.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "X-Req-Id", "X-Deadline-Ms"],
+            # The last three: pages that are traced send them with every request.
+            allow_headers=[
+                "Authorization",
+                "X-Req-Id",
+                "X-Deadline-Ms",
+                "traceparent",
+                "tracestate",
+                "baggage",
+            ],
             expose_headers=EXPOSED_HEADERS,
         )
     return app

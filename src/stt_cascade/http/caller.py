@@ -6,7 +6,9 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 
-from stt_cascade.config import Network
+from starlette.types import Scope
+
+from stt_cascade.config import Proxy
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -16,7 +18,15 @@ _HOP = re.compile(r"\[(?P<v6>[^\]]+)\](?::\d+)?|(?P<v4>[\d.]+)(?::\d+)?|(?P<bare
 _SUBSCRIBER_BITS = 64
 
 
-def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
+def peer_of(scope: Scope) -> str:
+    """Who opened the connection; of a Unix socket, which tells no more: `unix`."""
+    if scope.get("client"):
+        return str(scope["client"][0])
+    # A TCP connection that has ended already tells no peer either, but its own port.
+    return "unix" if scope.get("server") and scope["server"][1] is None else "unknown"
+
+
+def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Proxy]) -> str:
     """The address of the caller behind the proxies that are trusted.
 
     Everybody can send the header, and each proxy appends to it the address that it was called from.
@@ -27,16 +37,20 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
         forwarded: the values of `X-Forwarded-For`, in order.
         trusted: whose word counts.
     """
-    caller = _address(peer)
-    if caller is None:
-        return peer
+    caller = _address(peer) or peer
     hops = [hop.strip() for value in forwarded for hop in value.split(",")]
-    while hops and any(caller in network for network in trusted):
+    while hops and any(_is(caller, proxy) for proxy in trusted):
         before = _address(hops.pop())
         if before is None:
             break  # what a trusted proxy says of itself is the most that is known
         caller = before
     return str(caller)
+
+
+def _is(caller: Address | str, proxy: Proxy) -> bool:
+    if isinstance(caller, str) or isinstance(proxy, str):
+        return caller == proxy
+    return caller in proxy
 
 
 def counted_as(client: str) -> str:

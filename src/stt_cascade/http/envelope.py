@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stt_cascade.config import Network
+from stt_cascade.config import Proxy
 from stt_cascade.errors import (
     Internal,
     InvalidRequest,
@@ -30,7 +30,7 @@ from stt_cascade.errors import (
     RequestTimeout,
     Unauthorized,
 )
-from stt_cascade.http.caller import client_address
+from stt_cascade.http.caller import client_address, peer_of
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import ENDPOINTS, TRANSCRIBE, Metrics
 from stt_sdk._within import within
@@ -107,7 +107,7 @@ class Envelope:
         log_text: bool,
         upload_bytes: int,
         draining: Callable[[], bool] = lambda: False,
-        trusted_proxies: Sequence[Network] = (),
+        trusted_proxies: Sequence[Proxy] = (),
         tracing: Tracing | None = None,
     ) -> None:
         self._app = app
@@ -127,7 +127,6 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        peer = scope["client"][0] if scope.get("client") else "unknown"
         forwarded = headers.getlist("X-Forwarded-For")
         given, parent = headers.get("X-Req-Id", ""), headers.get("traceparent", "")
         continued = _TRACE.fullmatch(parent) is not None
@@ -136,7 +135,7 @@ class Envelope:
         record = Record(
             request_id=given if _TOKEN.fullmatch(given) else uuid.uuid4().hex,
             endpoint=path if path in ENDPOINTS else "other",
-            client=client_address(peer, forwarded, self._trusted_proxies),
+            client=client_address(peer_of(scope), forwarded, self._trusted_proxies),
             path=path,
             traceparent=parent if continued else None,
             tracestate=state if continued and _TRACE_STATE.fullmatch(state) else None,

@@ -13,14 +13,15 @@ import select
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from stt_cascade.errors import InvalidRequest, Refusal, RequestTimeout
+from stt_cascade.errors import InvalidRequest, Overloaded, Refusal, RequestTimeout
 from stt_cascade.http.envelope import FOLLOWED, REFUSED
 
-# From the connection's opening, or the last answer, to the end of the next request's headers; and
-# for how long a caller may take nothing of an answer. uvicorn itself closes connections that are
-# idle for 5 s after an answer.
+# From the connection's opening, or the first byte of a further request, to the end of its headers;
+# and for how long a caller may take nothing of an answer. Between requests a connection may be idle
+# for as long as `--timeout-keep-alive` says, which is for uvicorn itself to keep.
 PATIENCE_S = 8.0
 # How often a connection that is not read from is asked whether its caller has gone.
 LOOK_S = 0.5
@@ -73,6 +74,8 @@ class Protocol(HttpToolsProtocol):
         if self._broken:
             return
         self._around += len(data)
+        if self._patience_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._arm()
         super().data_received(data)
         # A request that ends within the data begins the count anew.
         if self._around > MAX_HEADER_BYTES + self._body:
@@ -119,13 +122,23 @@ class Protocol(HttpToolsProtocol):
         self._around = self._body = 0
         self._coming = False
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            # It was answered before its body had come. From now on the connection is idle.
+            self._disarm()
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # else a request has come meanwhile
+        if not self.cycle.response_complete:
+            return  # a request that has come meanwhile
+        if self._around or self._coming:
+            self._unset_keepalive_if_required()  # what comes has the patience of headers
             self._arm()
-            if self._coming:
-                self._unset_keepalive_if_required()  # its headers have the patience of headers
+        elif not self.flow.write_paused:
+            self._disarm()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -146,6 +159,13 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
+        if app is service_unavailable:  # by `--limit-concurrency`; its own answer is plain text
+            scope: Any = cycle.scope
+            scope[REFUSED] = Overloaded(
+                f"the server has {self.limit_concurrency} connections or requests already",
+                retry_after=1,
+            )
+            app = self.app
         super()._start_asgi_task(cycle, app)
 
     # What is added
@@ -193,7 +213,7 @@ class Protocol(HttpToolsProtocol):
             pass  # the answer is being taken again, and more of it is to come
         elif self._around or self._coming:
             self._refuse(RequestTimeout(f"the headers had not come within {PATIENCE_S:g} s"))
-        else:
+        elif self.cycle is None:
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:

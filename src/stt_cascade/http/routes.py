@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -14,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import from_header
 from stt_cascade.answer import Answer, ErrorAnswer
-from stt_cascade.errors import Draining, NotReady, Refusal
+from stt_cascade.errors import Draining, InvalidRequest, NotReady, Refusal
 from stt_cascade.http.caller import counted_as
 from stt_cascade.http.envelope import Abandoned, record_of
 from stt_cascade.http.service import Service
-from stt_cascade.http.upload import receive
+from stt_cascade.http.upload import FIELDS, MAX_NAME, receive
 
 router = APIRouter()
 Result = TypeVar("Result")
@@ -102,8 +103,12 @@ async def transcribe(request: Request) -> Response:
     if service.draining:
         raise Draining("the service is stopping", retry_after=1)
     if service.watchdog.wedged:
-        raise NotReady("work on a clip does not end; the process must be restarted", retry_after=5)
+        raise NotReady(
+            "work on a clip does not end, or the engine is broken; the process must be restarted",
+            retry_after=5,
+        )
     _ = tier.loaded_engine  # a request that cannot be answered shall not send its body first
+    _refuse_options_in(request.scope["query_string"])
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
     tier.check_room(deadline)
@@ -114,6 +119,20 @@ async def transcribe(request: Request) -> Response:
         answer = await _while_wanted(request, service.stop.over, work)
     record.enter("answer")
     return _Followed(answer.model_dump_json(), tier.after(upload, answer))
+
+
+def _refuse_options_in(query: bytes) -> None:
+    """Refuse options that would be ignored.
+
+    Raises:
+        InvalidRequest: there are some.
+    """
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"))]
+    if names:
+        raise InvalidRequest(
+            f"the option {names[0][:MAX_NAME]!r} is in the URL, where it has no effect: send it as "
+            f"a form field; allowed are: {', '.join(FIELDS)}"
+        )
 
 
 async def _while_wanted(
@@ -163,7 +182,7 @@ async def health(request: Request) -> Response:
 @router.get(
     "/v1/ready",
     operation_id="ready",
-    responses={503: {"description": "loading, stopping, or stuck", **_JSON}},
+    responses={503: {"description": "loading, stopping, stuck, or broken", **_JSON}},
 )
 @router.api_route("/v1/ready", methods=_GET_OR_HEAD, include_in_schema=False)
 async def ready(request: Request) -> Response:

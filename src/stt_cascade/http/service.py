@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,11 +21,13 @@ from stt_cascade.cascade.hearing import DecoderPools
 from stt_cascade.cascade.tiers import Fallback, Primary, Tier
 from stt_cascade.config import ConfigError, FallbackConfig, PrimaryConfig, TierConfig
 from stt_cascade.engine import cuda
+from stt_cascade.engine.proof import Proven
 from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
 from stt_cascade.telemetry import gpu as nvml
+from stt_cascade.telemetry import logs
 from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.machine import Machine
 from stt_cascade.telemetry.metrics import Metrics
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("stt.service")
 
-State = Literal["loading", "ready", "slow", "wedged", "draining"]
+State = Literal["loading", "ready", "slow", "broken", "wedged", "draining"]
 Load = Callable[[TierConfig], Engine]
 
 
@@ -57,8 +58,12 @@ class Service:
         self.limiter = RateLimiter(config.rate_limit_rps, config.rate_limit_burst)
         self.uploads = Uploads(config.upload_places)
         self.draining = False
+        self._engine: Proven | None = None
         self.watchdog = Watchdog(
-            lambda: self.tier.oldest_seconds, config.infer_timeout_s, config.wedged_exit_s
+            lambda: self.tier.oldest_seconds,
+            config.infer_timeout_s,
+            config.wedged_exit_s,
+            lambda: 0.0 if self._engine is None else self._engine.broken_seconds,
         )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._supervisor = Supervisor()
@@ -83,6 +88,8 @@ class Service:
             return "draining"
         if self.watchdog.wedged:
             return "wedged"
+        if self.watchdog.broken:
+            return "broken"
         if self.watchdog.slow:
             return "slow"
         return "loading" if self.tier.engine is None else "ready"
@@ -95,6 +102,8 @@ class Service:
             self.machine.has(gpu)
         self._watch()
         async with AsyncExitStack() as stack:
+            # The last to be left: the server ends soon after, in whatever way its signal says.
+            stack.callback(logs.finish)
             if self.tracing is not None:
                 await stack.enter_async_context(self.tracing)
             if gpu is not None:
@@ -268,7 +277,8 @@ class Service:
                 "there are no GPU gauges: nvidia-ml-py is not installed; the extra gpu brings it: "
                 "pip install '.[gpu]' in a checkout of stt-cascade"
             )
-        self.tier.engine = engine
+        self._engine = Proven(engine, self.config.engine_failures, self.metrics.engine_failed)
+        self.tier.engine = self._engine
         if not self.draining:
             self._supervisor.ready()
 
@@ -290,6 +300,5 @@ def _tracing(config: TierConfig) -> Tracing | None:
 def _die(message: str) -> None:
     """End the process from any thread: a server without its model is of no use to anybody."""
     log.critical("cannot start", reason=message)
-    print(f"stt-cascade: {message}", file=sys.stderr, flush=True)  # noqa: T201
-    sys.stdout.flush()
+    logs.last_words(f"stt-cascade: {message}")
     os._exit(1)

@@ -1,6 +1,8 @@
 """How a process ends: from the first signal to its last moment.
 
-signal ──▶ nothing new is taken, what has begun goes on; the port stays open and says so
+signal ──▶ DRAIN_TIMEOUT_S begins, in a thread that waits for nothing else
+   ▼
+the event loop ──▶ nothing new is taken, what has begun goes on; the port stays open and says so
    │       all answered and SEEN_S over, or the grace is over: what is left gets its 503
    ▼
 the server's own handler ──▶ port closed, last answers sent, lifespan ended
@@ -13,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from stt_cascade.telemetry import logs
 from stt_sdk._within import within
 
 log = structlog.get_logger("stt.service")
@@ -33,10 +38,15 @@ LAST_WORDS_S = 1.0
 # For so long the port is open even if nothing is worked on: who chooses among several services asks
 # each so often whether it is ready, and what he sends meanwhile is answered, not reset.
 SEEN_S = 1.0
+HANGUP = (
+    "SIGHUP is ignored: changed keys and certificates are noticed, other settings need a restart"
+)
 
 
 class Stop:
     """The end of one service, as SIGTERM and Ctrl-C ask for it. A second signal ends it at once.
+
+    SIGHUP asks for it only where it says that the terminal was closed.
 
     Args:
         timeout_s: from the signal to the end of the process, at most.
@@ -67,7 +77,9 @@ class Stop:
             return
         loop = asyncio.get_running_loop()
         servers = {number: signal.getsignal(number) for number in SIGNALS}
+        hangup = signal.getsignal(signal.SIGHUP)
         heard = 0
+        asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
         def handle(number: int, frame: FrameType | None) -> None:
             nonlocal heard
@@ -76,6 +88,7 @@ class Stop:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
                 os._exit(128 + number)  # the first process of a container survives that
+            asked.put(True)
             loop.call_soon_threadsafe(self._begin, hand_on, number)
 
         def hand_on(number: int) -> None:
@@ -86,22 +99,41 @@ class Stop:
                 signal.signal(number, server)
                 signal.raise_signal(number)
 
+        def hung_up(number: int, frame: FrameType | None) -> None:
+            if sys.stdin is not None and sys.stdin.isatty():
+                handle(signal.SIGTERM, frame)  # its terminal was closed
+            else:
+                loop.call_soon_threadsafe(log.info, HANGUP)
+
+        # Made beforehand, since a signal may come while another thread is being started, for which
+        # the start of this one would wait. It outlives the server and the lifespan: an inference
+        # that never ends keeps its thread, and a thread keeps the process.
+        threading.Thread(target=self._end_in_time, args=(asked,), name="stop", daemon=True).start()
         for number in SIGNALS:
             signal.signal(number, handle)
+        if hangup == signal.SIG_DFL:  # `nohup` ignores it
+            signal.signal(signal.SIGHUP, hung_up)
         try:
             yield
         finally:
+            if not heard:
+                asked.put(False)
             for number, server in servers.items():
                 signal.signal(number, server)
+            signal.signal(signal.SIGHUP, hangup)
 
     def _begin(self, hand_on: Callable[[int], None], number: int) -> None:
-        # It outlives the server and the lifespan: an inference that never ends keeps its thread,
-        # and a thread keeps the process.
-        last = threading.Timer(self._timeout_s, _give_up)
-        last.daemon = True
-        last.start()
         self._drain()
         self._finishing = asyncio.create_task(self._finish(hand_on, number))
+
+    def _end_in_time(self, asked: queue.SimpleQueue[bool]) -> None:
+        if not asked.get():
+            return
+        last_lines_s = min(logs.LAST_LINES_S, self._timeout_s / 4)
+        time.sleep(self._timeout_s - last_lines_s)
+        log.error("the grace is over: ending with work unfinished")
+        logs.finish(last_lines_s)
+        os._exit(0)
 
     async def _finish(self, hand_on: Callable[[int], None], number: int) -> None:
         grace = max(self._timeout_s - LAST_WORDS_S, self._timeout_s / 2)
@@ -109,9 +141,3 @@ class Stop:
             await within(grace, asyncio.gather(self._idle(), asyncio.sleep(SEEN_S)))
         self.over.set()
         hand_on(number)
-
-
-def _give_up() -> None:
-    log.error("the grace is over: ending with work unfinished")
-    sys.stdout.flush()
-    os._exit(0)

@@ -17,6 +17,9 @@ from stt_cascade.upload import Upload
 
 AUDIO_FIELDS = ("audio", "file")
 TEXT_FIELDS = ("language", "prompt", "timestamps", "task")
+# As errors name them; `file` is another name for `audio`.
+FIELDS = ("audio", *TEXT_FIELDS)
+MAX_NAME = 64  # characters of a caller's name that an error repeats
 MAX_PARTS = 16
 # RFC 7578 knows three headers of a part, each of which names something short.
 MAX_PART_HEADERS = 8
@@ -104,8 +107,9 @@ class _Form:
     def _begin(self, part: MultipartSegment) -> None:
         name = part.name or ""
         if name not in AUDIO_FIELDS and name not in TEXT_FIELDS:
-            allowed = ", ".join(("audio", *TEXT_FIELDS))
-            raise InvalidRequest(f"unknown field {name[:64]!r}; allowed are: {allowed}")
+            raise InvalidRequest(
+                f"unknown field {name[:MAX_NAME]!r}; allowed are: {', '.join(FIELDS)}"
+            )
         if name in AUDIO_FIELDS:
             self._raw_g722 = (part.content_type or "").lower() == "audio/g722" or (
                 part.filename or ""

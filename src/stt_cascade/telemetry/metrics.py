@@ -17,7 +17,7 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stt_cascade.cascade.decision import AUTHORS, GATES
@@ -26,6 +26,7 @@ from stt_cascade.cascade.shadow import RESULTS as SHADOW_RESULTS
 from stt_cascade.engine.transcript import Transcript
 from stt_cascade.errors import ERROR_TYPES
 from stt_cascade.record import Record
+from stt_cascade.telemetry import logs
 from stt_cascade.telemetry.gpu import Reading
 from stt_cascade.warning_codes import WARNING_CODES
 
@@ -117,6 +118,9 @@ class Metrics:
         self._warnings = counter(
             "stt_warnings_total", "Answers that warn of something missing from the text.", "code"
         )
+        self._engine_failures = counter(
+            "stt_engine_failures_total", "Inferences that the tier's own engine failed."
+        )
         self._audio = counter("stt_audio_seconds_total", "Seconds of audio decoded.")
         self._total = seconds("stt_request_total_seconds", "End to end, answers 200.")
         self._slo = seconds("stt_slo_request_seconds", "The same, clips up to SLO_CLIP_SECONDS.")
@@ -183,6 +187,10 @@ class Metrics:
     def audio_decoded(self, seconds: float) -> None:
         self._audio.inc(seconds)
 
+    def engine_failed(self) -> None:
+        """An inference raised an exception."""
+        self._engine_failures.inc()
+
     def no_speech(self) -> None:
         self._no_speech.inc()
         self._counts["no_speech"] += 1
@@ -246,6 +254,7 @@ class Metrics:
             Gauge(name, text, registry=self.registry).set_function(read)
         self.registry.register(_BuildCollector(build))
         self.registry.register(_GpuCollector(gpu))
+        self.registry.register(_LogCollector())
 
     def counts(self) -> dict[str, int]:
         """Totals since the start, for the JSON snapshot."""
@@ -276,6 +285,17 @@ class _BuildCollector(Collector):
         info = GaugeMetricFamily("stt_build_info", "What is running.", labels=list(build))
         info.add_metric(list(build.values()), 1)
         yield info
+
+
+class _LogCollector(Collector):
+    """What the log lost."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "stt_log_lines_dropped_total",
+            "Log lines dropped because they could not be written.",
+            value=logs.dropped(),
+        )
 
 
 class _GpuCollector(Collector):
