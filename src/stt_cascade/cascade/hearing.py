@@ -14,6 +14,7 @@ from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
 from stt_cascade.audio.decoders import Decoders, longest_seconds
 from stt_cascade.audio.speech import detect
+from stt_cascade.audio.stretches import detect_apart
 from stt_cascade.config import TierConfig
 from stt_cascade.engine.protocol import Clip, Span
 from stt_cascade.upload import Upload
@@ -98,7 +99,7 @@ def _hear(decoders: Decoders, upload: Upload, max_seconds: float, vad: bool) -> 
     decoded = decoders.decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
     # Without speech detection, all is speech.
     samples = decoded.samples
-    speech = detect(samples) if vad else (Span(0, len(samples)),)
+    speech = detect_apart(samples, detect) if vad else (Span(0, len(samples)),)
     return Clip(
         samples,
         speech,
