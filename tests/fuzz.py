@@ -211,8 +211,8 @@ def processor_seconds(file: Mutant) -> str:
 
     before = used()
     try:
-        samples = one.decode(file.data, raw_g722=file.name.endswith(".g722"), max_seconds=600)
-        how = f"{len(samples) / 16_000:.1f} s of audio"
+        heard = one.decode(file.data, raw_g722=file.name.endswith(".g722"), max_seconds=600)
+        how = f"{len(heard.samples) / 16_000:.1f} s of audio"
     except Refusal as refusal:
         how = refusal.message
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 
 from fakes import FakeEngine, Reply, ScriptedFallback, answer_of_fallback, error
@@ -15,7 +16,8 @@ from running import RunningTier, Tiers, until
 from stt_cascade.cascade import breaker as breaker_module
 from stt_cascade.cascade.breaker import FAILURES_TO_OPEN, PROBE_INTERVAL_S
 from stt_cascade.cascade.fallback_answer import CAUSES
-from tones import wav
+from stt_cascade.engine.protocol import Options, Samples, Utterance
+from tones import tone, wav
 
 Scripted = Callable[..., ScriptedFallback]
 
@@ -158,6 +160,46 @@ def test_a_broken_fallback_is_asked_five_times_and_then_left_alone(
         assert "circuit breaker is open" in last.json()["error"]["message"]
     else:
         assert (last.status_code, last.json()["text"]) == (200, "hm")
+
+
+class Picky(FakeEngine):
+    """Fails on clips that begin loudly."""
+
+    def transcribe(self, samples: Samples, options: Options) -> Utterance:
+        if abs(samples[:100]).max() > 0.9:
+            raise RuntimeError("an odd clip")
+        return super().transcribe(samples, options)
+
+
+def test_clips_on_which_the_fallback_fails_do_not_keep_it_from_other_clips(tiers: Tiers) -> None:
+    """Nor do they make up for failures on all clips."""
+    odd = wav(np.concatenate([np.full(100, 0.99, np.float32), tone(1.0)]))
+    primary, fallback = tiers.cascade(FakeEngine(logprob=0.1), Picky("from the fallback"))
+    for _ in range(2 * FAILURES_TO_OPEN):
+        answer = primary.transcribe(odd)
+        assert answer.status_code == 502
+        assert answer.headers["X-Fallback-Error"].startswith("rejected: the fallback answered 400")
+    assert snapshot(primary)["state"] == "closed"
+    assert primary.transcribe().json()["text"] == "from the fallback"
+    direct = fallback.transcribe(odd)
+    assert (direct.status_code, direct.json()["error"]["type"]) == (400, "invalid_audio")
+    assert "works on other audio" in direct.json()["error"]["message"]
+
+
+def test_scores_that_are_no_numbers_are_no_error_of_the_fallback(tiers: Tiers) -> None:
+    nan = FakeEngine(logprob=float("nan"), weakest=float("nan"))
+    primary, fallback = tiers.cascade(FakeEngine(raises=RuntimeError()), nan)
+    assert fallback.transcribe().status_code == 400
+    for _ in range(2 * FAILURES_TO_OPEN):
+        assert primary.transcribe().status_code == 502
+    assert snapshot(primary)["state"] == "closed"
+
+
+def test_a_fallback_that_fails_on_every_clip_opens_the_breaker(tiers: Tiers) -> None:
+    primary, _ = tiers.cascade(FakeEngine(logprob=0.1), FakeEngine(raises=RuntimeError("broken")))
+    for _ in range(FAILURES_TO_OPEN):
+        assert "answered 500" in primary.transcribe().headers["X-Fallback-Error"]
+    assert snapshot(primary)["state"] == "open"
 
 
 def test_sure_texts_do_not_mind_an_open_breaker(tiers: Tiers, nobody: str) -> None:

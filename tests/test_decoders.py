@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import signal
@@ -25,9 +26,8 @@ from fakes import PATIENCE
 from running import until
 from stt_cascade.audio import decoders as module
 from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
-from stt_cascade.audio.decode import decode
+from stt_cascade.audio.decode import Decoded, decode
 from stt_cascade.audio.decoders import Decoders
-from stt_cascade.engine.protocol import Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 from tones import CONTAINERS, encoded, pitch, silence, tone, wav
 
@@ -56,7 +56,7 @@ def pid(decoders: Decoders) -> int:
 
 
 @contextmanager
-def in_the_middle_of_a_file(decoders: Decoders) -> Iterator[tuple[int, Future[Samples]]]:
+def in_the_middle_of_a_file(decoders: Decoders) -> Iterator[tuple[int, Future[Decoded]]]:
     """The process, which has a file and stands still, and the caller who waits for it."""
     process = idle(decoders)
     victim = process._child.pid
@@ -80,7 +80,7 @@ def gone(process: int) -> bool:
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_a_confined_process_decodes_what_this_one_does(decoders: Decoders, name: str) -> None:
     data, raw = encoded(name, 1.7, 600), name == "g722"
-    ours = decoders.decode(data, raw_g722=raw, max_seconds=10)
+    ours = decoders.decode(data, raw_g722=raw, max_seconds=10).samples
     assert np.array_equal(ours, decode(data, raw_g722=raw, max_seconds=10))
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_kills_its_process_is_refused_and_the_next_one_is_heard(
             refused.result(PATIENCE)
     assert [line["event"] for line in logs] == ["a file ended its decoder"]
     assert gone(victim)
-    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10).samples) == 16_000
     assert pid(decoders) != victim
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_takes_too_long_is_refused_and_its_process_replaced(
         decoders.decode(wav(tone(1.0)), max_seconds=10)
     monkeypatch.undo()
     assert gone(victim)
-    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    assert len(decoders.decode(wav(tone(1.0)), max_seconds=10).samples) == 16_000
 
 
 def test_a_file_that_takes_too_much_processor_time_is_refused(
@@ -161,7 +161,7 @@ def test_a_process_that_was_killed_while_idle_costs_nobody_his_answer(decoders: 
     os.kill(victim, signal.SIGKILL)
     os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
     with capture_logs() as logs:
-        assert len(decoders.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+        assert len(decoders.decode(wav(tone(1.0)), max_seconds=10).samples) == 16_000
     assert [line["event"] for line in logs] == ["an idle decoder was gone"]
 
 
@@ -178,7 +178,7 @@ def test_a_taken_over_process_that_drips_its_answer_is_ended(
 
     def drip() -> None:
         with suppress(OSError):  # it is closed in the middle
-            theirs.sendall(REPLY.pack(SAMPLES, 4 * 16_000))
+            theirs.sendall(REPLY.pack(SAMPLES, True, 0.0, 4 * 16_000))
             for _ in range(300):
                 theirs.sendall(b"x")
                 over.wait(0.01)
@@ -194,11 +194,13 @@ def test_a_taken_over_process_that_drips_its_answer_is_ended(
 @pytest.mark.parametrize(
     "answer",
     [
-        REPLY.pack(SAMPLES, 2**40),
-        REPLY.pack(BROKEN, 2**20),
-        REPLY.pack(77, 1),
+        REPLY.pack(SAMPLES, True, 0.0, 2**40),
+        REPLY.pack(SAMPLES, True, -1.0, 4),
+        REPLY.pack(SAMPLES, True, math.nan, 4),
+        REPLY.pack(BROKEN, True, 0.0, 2**20),
+        REPLY.pack(77, True, 0.0, 1),
     ],
-    ids=["endless samples", "endless message", "unknown kind"],
+    ids=["endless samples", "before its file", "never", "endless message", "unknown kind"],
 )
 def test_an_answer_of_a_taken_over_process_is_not_believed(
     decoders: Decoders, answer: bytes
@@ -230,7 +232,7 @@ def test_an_answer_that_was_not_read_to_its_end_is_nobody_elses(
     with pytest.raises(MemoryError):
         decoders.decode(wav(tone(1.0, 300)), max_seconds=10)
     monkeypatch.undo()
-    heard = decoders.decode(wav(tone(2.0, 700)), max_seconds=10)
+    heard = decoders.decode(wav(tone(2.0, 700)), max_seconds=10).samples
     assert len(heard) == 32_000
     assert pitch(heard) == pytest.approx(700, abs=3)
     assert gone(victim)
@@ -268,7 +270,7 @@ def test_a_picture_as_large_as_its_file_is_passed_over(decoders: Decoders) -> No
     picture = b"APIC" + struct.pack(">IH", size, 0) + b"\0image/png\0\3\0" + bytes(size - 13)
     tag = len(picture)
     head = b"ID3\x03\0\0" + bytes(tag >> shift & 0x7F for shift in (21, 14, 7, 0))
-    heard = decoders.decode(head + picture + encoded("mp3", 1.0, 600), max_seconds=10)
+    heard = decoders.decode(head + picture + encoded("mp3", 1.0, 600), max_seconds=10).samples
     assert pitch(heard) == pytest.approx(600, abs=3)
 
 
@@ -289,7 +291,7 @@ def test_a_process_that_is_busy_when_its_service_closes_ends_after_its_file(
     with in_the_middle_of_a_file(decoders) as (busy, answer):
         decoders.close()
         os.kill(busy, signal.SIGCONT)
-        assert len(answer.result(PATIENCE)) == 16_000
+        assert len(answer.result(PATIENCE).samples) == 16_000
     assert gone(busy)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="closed"):
@@ -352,5 +354,5 @@ def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
             one.decode(wav(), max_seconds=10)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert len(one.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
+    assert len(one.decode(wav(tone(1.0)), max_seconds=10).samples) == 16_000
     one.close()

@@ -40,17 +40,20 @@ class Asking:
         self.client = client
         self.clock = clock
 
-    async def ask(self, seconds: float = 20, audio: bytes = b"clip" * 10_000) -> str:
+    async def ask(
+        self, seconds: float = 20, audio: bytes = b"clip" * 10_000, lasts: float | None = None
+    ) -> str:
         upload = Upload(audio, raw_g722=False, options=Options())
-        return (await self.client.ask(upload, Record("id", "/", "t"), Deadline(seconds))).text
+        record = Record("id", "/", "t", audio_seconds=lasts)
+        return (await self.client.ask(upload, record, Deadline(seconds))).text
 
     def begin(self) -> asyncio.Task[str]:
         return asyncio.ensure_future(self.ask())
 
-    async def outcome(self, seconds: float = 20) -> str:
+    async def outcome(self, seconds: float = 20, lasts: float | None = None) -> str:
         """`ok`, or the cause of the failure."""
         try:
-            await self.ask(seconds)
+            await self.ask(seconds, lasts=lasts)
         except FallbackError as error:
             return error.cause
         return "ok"
@@ -175,6 +178,19 @@ def test_hasty_callers_do_not_open_the_breaker_but_a_fallback_that_had_its_time_
 
     assert asyncio.run(scenario(scripted(reply), 30)) == "closed"
     assert asyncio.run(scenario(scripted(reply), 0.1)) == "open"
+
+
+@pytest.mark.parametrize(("lasts", "state"), [(30.0, "open"), (30.1, "closed"), (600.0, "closed")])
+def test_a_clip_that_is_long_may_time_out_and_does_not_open_the_breaker(
+    scripted: Scripted, lasts: float, state: str
+) -> None:
+    async def scenario() -> str:
+        async with asking(scripted(Reply(fault="silence")), fallback_timeout_s=0.1) as asked:
+            for _ in range(FAILURES_TO_OPEN):
+                assert await asked.outcome(lasts=lasts) == "timeout"
+            return asked.state
+
+    assert asyncio.run(scenario()) == state
 
 
 def test_a_fallback_that_stays_busy_sees_a_fifth_more_calls_not_twice_as_many(

@@ -31,15 +31,15 @@ class _Part(BaseModel):
 
 
 class WordPart(_Part):
-    start: float = Field(description="Seconds from the clip's start.")
-    end: float = Field(description="Seconds from the clip's start.")
+    start: float = Field(description="Seconds on the clip's own clock.")
+    end: float = Field(description="Seconds on the clip's own clock.")
     word: Text
     probability: float = Field(description="0 to 1, mean over the word's tokens.")
 
 
 class SegmentPart(_Part):
-    start: float = Field(description="Seconds from the clip's start.")
-    end: float = Field(description="Seconds from the clip's start.")
+    start: float = Field(description="Seconds on the clip's own clock.")
+    end: float = Field(description="Seconds on the clip's own clock.")
     text: Text
     avg_logprob: float = Field(description="Mean log-probability of the segment's tokens.")
     no_speech_prob: float = Field(description="0 to 1, Whisper's own view.")

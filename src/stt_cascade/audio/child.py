@@ -23,14 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from stt_cascade.audio.decode import decode
+from stt_cascade.audio.decode import read
 from stt_cascade.engine.protocol import SAMPLE_RATE
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 
 # What the service sends before the file: its size in bytes, raw G.722 or not, seconds allowed.
 REQUEST = struct.Struct("<Q?d")
 # What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
-REPLY = struct.Struct("<BQ")
+# Of samples also whether they are the whole file's, and when they begin, in seconds.
+REPLY = struct.Struct("<B?dQ")
 SAMPLES, INVALID, TOO_LONG, BROKEN = range(4)
 READY = b"ready"
 
@@ -64,25 +65,28 @@ def main(descriptor: int, niceness: int) -> None:
         pages = int(os.pread(memory, 64, 0).split()[0])
         _limit(pages * resource.getpagesize(), size, max_seconds)
         ffmpeg.av_max_alloc(ctypes.c_size_t(PIECE_BYTES + size))
-        kind, payload = _answer(_receive(service, size), raw_g722, max_seconds)
-        service.sendall(REPLY.pack(kind, len(payload)))
+        head, payload = _answer(_receive(service, size), raw_g722, max_seconds)
+        service.sendall(REPLY.pack(*head, len(payload)))
         service.sendall(payload)
         del payload
         libc.malloc_trim(0)  # what a long clip took is of no use to the next one
 
 
-def _answer(data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytes]:
+def _answer(
+    data: bytes, raw_g722: bool, max_seconds: float
+) -> tuple[tuple[int, bool, float], bytes]:
     try:
-        samples = decode(data, raw_g722=raw_g722, max_seconds=max_seconds)
+        decoded = read(data, raw_g722=raw_g722, max_seconds=max_seconds)
     except InvalidAudio as error:
-        return INVALID, error.message.encode()
+        return (INVALID, True, 0.0), error.message.encode()
     except AudioTooLong as error:
-        return TOO_LONG, error.message.encode()
+        return (TOO_LONG, True, 0.0), error.message.encode()
     except MemoryError:
-        return INVALID, b"decoding it needs more memory than a file of its length may take"
+        message = b"decoding it needs more memory than a file of its length may take"
+        return (INVALID, True, 0.0), message
     except Exception as error:  # noqa: BLE001  # whatever a file made of FFmpeg, it is the file's
-        return BROKEN, f"{type(error).__name__}: {error}".encode()
-    return SAMPLES, samples.tobytes()
+        return (BROKEN, True, 0.0), f"{type(error).__name__}: {error}".encode()
+    return (SAMPLES, decoded.whole, decoded.start), decoded.samples.tobytes()
 
 
 def _receive(service: socket.socket, size: int) -> bytes:
@@ -104,7 +108,7 @@ def _warm_up() -> None:
         clip.setsampwidth(2)
         clip.setframerate(SAMPLE_RATE // 2)
         clip.writeframes(bytes(SAMPLE_RATE))
-    decode(file.getvalue(), max_seconds=10)
+    read(file.getvalue(), max_seconds=10)
 
 
 def _ffmpeg() -> ctypes.CDLL:

@@ -7,7 +7,10 @@ and session descriptions, which name further files and addresses.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 
 import av
 import numpy as np
@@ -15,6 +18,8 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from stt_cascade.audio.channels import Mixer
+from stt_cascade.audio.parts import Part, parts, skip_tags, sniff
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 
@@ -29,6 +34,9 @@ MAX_STREAMS = 32
 # 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
 SAMPLES_PER_SECOND = 2 * 48_000
 SAMPLES_PER_BYTE = 8
+# Of float samples: 24 dB over full scale, which no mixer's headroom goes beyond. What lies above
+# are integers stored as floats, or no sound at all, and from there on speech detection loses words.
+MAX_SAMPLE = 16.0
 # FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
 # would open whichever a file asks for, that of a picture too.
 DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pcm_")) | {
@@ -37,150 +45,330 @@ DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pc
     *("g722", "g726", "g726le", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt"),
     *("amrnb", "libopencore_amrnb", "amrwb", "libopencore_amrwb"),
 }
+# Containers whose time stamps are more than a count of samples.
+CLOCKED = frozenset({"ogg", "matroska", "mov"})
+# Time stamps that are off by less are left alone, in seconds: recorders round and stutter.
+JITTER = 0.1
+# A clock that goes back by more than this has been started again.
+RESTART = 0.5
+# Streams that are searched for frames, so that nothing says where they end. Of bytes behind the
+# last frame, fewer than this are one that broke off.
+INDEXLESS = frozenset({"mp3", "flac"})
+UNREAD_BYTES = 4096
+SAMPLE_BYTES = 4  # at most, of FLAC, which never takes more than PCM
 
-# First atoms of an MP4 file: `ftyp` as it should be, the others as writers have it too.
-_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a file holds.
+
+    Attributes:
+        samples: shape (n,), float32 in about [-1, 1], mono, 16 kHz.
+        start: seconds on the file's own clock at which they begin.
+        whole: whether all of the file's audio is in them.
+    """
+
+    samples: Samples
+    start: float = 0.0
+    whole: bool = True
 
 
 def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
-    """Decode an audio file; several channels become their mean.
+    """The samples of `read`."""
+    return read(data, raw_g722=raw_g722, max_seconds=max_seconds).samples
 
-    A file that breaks off is decoded as far as it goes; of one that is damaged, all but that.
+
+def read(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
+    """Decode an audio file; several channels become one, several files one after the other.
+
+    A file that breaks off is decoded as far as it goes; of one that is damaged, all but that. Where
+    its time stamps leave a gap, there is silence.
 
     Args:
         raw_g722: the caller said that these are raw G.722 bytes, which nothing in them shows.
         max_seconds: longest allowed result.
 
-    Returns:
-        shape (n,), float32 in about [-1, 1], mono, 16 kHz.
-
     Raises:
-        InvalidAudio: not audio, not supported, or shorter than 0.1 s.
+        InvalidAudio: not audio, not supported, not sound, or shorter than 0.1 s.
         AudioTooLong: more than `max_seconds`; decoding stopped there.
     """
     if not data:
         raise InvalidAudio("the audio file is empty")
-    demuxer = "g722" if raw_g722 else sniff(data)
-    if demuxer is None:
+    if not raw_g722 and sniff(data) is None:
         raise InvalidAudio(f"not an audio file of a supported format; allowed are: {FORMATS}")
-    limit = int(max_seconds * SAMPLE_RATE)
-    blocks: list[Samples] = []
-    count = 0
-    broken: av.FFmpegError | None = None
-    try:
-        most = int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data)
-        for block in _blocks(data, demuxer, most):
-            count += len(block)
-            if count > limit:
-                raise AudioTooLong(f"the audio is longer than the allowed {max_seconds:g} s")
-            blocks.append(block)
-    except av.FFmpegError as error:
-        broken = error
-    if broken is not None and not count:
-        raise InvalidAudio(f"the {demuxer} data cannot be decoded: {broken.strerror}")
-    if count < MIN_SECONDS * SAMPLE_RATE:
-        raise InvalidAudio(
-            f"the audio is {count / SAMPLE_RATE:.4f} s long; at least {MIN_SECONDS} s are needed"
-        )
-    return np.concatenate(blocks)
-
-
-def sniff(data: bytes) -> str | None:
-    """FFmpeg's name of the demuxer that the first bytes ask for; None: no supported format."""
-    head = data[:12]
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return "aiff"
-    for magic, demuxer in (
-        (b"fLaC", "flac"),
-        (b"OggS", "ogg"),
-        (b"\x1aE\xdf\xa3", "matroska"),
-        (b".snd", "au"),
-    ):
-        if head.startswith(magic):
-            return demuxer
-    if head[4:8] in _MP4_ATOMS:
-        return "mov"
-    if head[:3] == b"ID3":
-        # An ID3 tag may stand before FLAC too: its size is in four 7-bit bytes.
-        size = sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
-        return "flac" if data[10 + size : 14 + size] == b"fLaC" else "mp3"
-    # MPEG frame sync, of a valid version and layer, bit rate and sampling rate.
-    if (
-        len(head) >= 4
-        and head[0] == 0xFF
-        and head[1] & 0xE0 == 0xE0
-        and head[1] & 0x18 != 0x08
-        and head[1] & 0x06 != 0
-        and head[2] & 0xF0 not in (0x00, 0xF0)
-        and head[2] & 0x0C != 0x0C
-    ):
-        return "mp3"
-    return None
-
-
-def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
-    """The first audio stream as mono blocks at 16 kHz, of at most so many samples of the file."""
-    # Tags are in any encoding, and none is looked at.
-    source = io.BytesIO(data)
-    with av.open(
-        source,
-        mode="r",
-        format=demuxer,
-        options={"codec_whitelist": ",".join(DECODERS)},  # for the look that FFmpeg itself takes
-        metadata_errors="replace",
-    ) as container:
-        if len(container.streams) > MAX_STREAMS:
-            raise InvalidAudio(
-                f"{len(container.streams)} streams are not supported; at most {MAX_STREAMS} are"
-            )
-        if not container.streams.audio:
-            raise InvalidAudio("the file has no audio stream")
-        stream = container.streams.audio[0]
-        # PyAV 17 crashes where FFmpeg has no decoder, instead of saying so.
-        if stream.codec_context is None or stream.codec_context.name not in DECODERS:
-            raise InvalidAudio(f"the {demuxer} data is in a codec that is not supported")
-        resampler: av.AudioResampler | None = None
-        shape: tuple[int, str, str] | None = None
-        taken = 0
-        for frame in _frames(container, stream):
-            _check(frame)
-            taken += frame.samples * frame.layout.nb_channels
-            if taken > most:
-                raise InvalidAudio(f"the audio has more than {most} samples, too many for its size")
-            if shape != (now := (frame.rate, frame.layout.name, frame.format.name)):
-                # A chained stream may change its shape on the way.
-                yield from _flush(resampler)
-                # Packed, because PyAV 18 counts 9 planes in a planar frame of 8 channels, and
-                # reads past the frame.
-                resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
-                shape = now
-            # Gaps between time stamps are not filled: the samples are what is said.
-            frame.pts = None
-            if resampler is not None:
-                for out in resampler.resample(frame):
-                    yield _mono(out)
-        yield from _flush(resampler)
-
-
-def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """What can be decoded of a stream.
-
-    A packet that cannot, as one is where the network lost a piece or two recordings were joined,
-    costs its own few milliseconds, not all that comes after it.
-    """
-    broken: av.FFmpegError | None = None
-    heard = False
-    for packet in container.demux(stream):
+    tape = _Tape(max_seconds, int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data))
+    broken: str | None = None
+    for part in (Part("g722", data),) if raw_g722 else parts(data):
+        if part is None:
+            tape.whole = False
+            continue
         try:
-            for frame in packet.decode():
-                heard = True
-                yield frame
+            tape.record(part)
         except av.FFmpegError as error:
-            broken = error
-    if broken is not None and not heard:
-        raise broken
+            tape.whole = False
+            broken = broken or f"the {part.demuxer} data cannot be decoded: {error.strerror}"
+    if broken is not None and not tape.count:
+        raise InvalidAudio(broken)
+    seconds = tape.count / SAMPLE_RATE
+    if seconds < MIN_SECONDS:
+        raise InvalidAudio(
+            f"the audio is {seconds:.4f} s long; at least {MIN_SECONDS} s are needed"
+        )
+    return tape.wound()
+
+
+class _Tape:
+    """What has been heard of an upload.
+
+    Args:
+        max_seconds: as `read`.
+        most: samples that it may have in all, at their own rate, of all channels.
+
+    Attributes:
+        count: samples heard.
+        whole: as `Decoded`.
+    """
+
+    def __init__(self, max_seconds: float, most: int) -> None:
+        self.count = 0
+        self.whole = True
+        self._max_seconds = max_seconds
+        self._most = most
+        self._taken = 0
+        self._blocks: list[Samples] = []
+        self._start = 0.0
+        # Samples before it, and its length in seconds.
+        self._gaps: list[tuple[int, float]] = []
+
+    def record(self, part: Part) -> None:
+        """Add a part's audio.
+
+        Raises:
+            FFmpegError: it breaks off; what came before that has been added.
+            InvalidAudio, AudioTooLong: as `read`.
+        """
+        before = self.count
+        clock = _Clock()
+        try:
+            for block in self._blocks_of(part, clock):
+                self.count += len(block)
+                if self.count > self._max_seconds * SAMPLE_RATE:
+                    raise self._too_long("")
+                self._blocks.append(block)
+        finally:
+            if not before:
+                self._start = clock.start(self._max_seconds)
+            self._gaps.extend(clock.gaps())
+        if self.count == before and part.data:
+            self.whole = False
+
+    def wound(self) -> Decoded:
+        """All of it, with silence in the gaps.
+
+        Raises:
+            AudioTooLong: as `read`.
+        """
+        samples = np.concatenate(self._blocks)
+        if self._gaps:
+            silent = sum(seconds for _, seconds in self._gaps)
+            if self.count / SAMPLE_RATE + silent > self._max_seconds:
+                raise self._too_long(f", with gaps of {silent:.1f} s in its time stamps")
+            pieces = np.split(samples, [at for at, _ in self._gaps])
+            for index, (_, seconds) in enumerate(self._gaps):
+                silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+                pieces[index] = np.concatenate([pieces[index], silence])
+            samples = np.concatenate(pieces)
+        return Decoded(samples, self._start, self.whole)
+
+    def _too_long(self, why: str) -> AudioTooLong:
+        return AudioTooLong(f"the audio is longer than the allowed {self._max_seconds:g} s{why}")
+
+    def _blocks_of(self, part: Part, clock: _Clock) -> Iterator[Samples]:
+        """The first audio stream as mono blocks at 16 kHz."""
+        # Tags are in any encoding, and none is looked at.
+        with av.open(
+            io.BytesIO(part.data),
+            mode="r",
+            format=part.demuxer,
+            # The list is for the look that FFmpeg itself takes.
+            options={"codec_whitelist": ",".join(DECODERS), **part.options},
+            metadata_errors="replace",
+        ) as container:
+            if len(container.streams) > MAX_STREAMS:
+                raise InvalidAudio(
+                    f"{len(container.streams)} streams are not supported; at most {MAX_STREAMS} are"
+                )
+            if not container.streams.audio:
+                raise InvalidAudio("the file has no audio stream")
+            stream = container.streams.audio[0]
+            # PyAV 17 crashes where FFmpeg has no decoder, instead of saying so.
+            if stream.codec_context is None or stream.codec_context.name not in DECODERS:
+                raise InvalidAudio(f"the {part.demuxer} data is in a codec that is not supported")
+            clock.zero = (container.start_time or 0) / av.time_base
+            ears = _Ears(part.scale, floats=stream.codec_context.name.startswith("pcm_f"))
+            for frame in self._frames(part, container, stream):
+                _check(frame)
+                self._taken += frame.samples * frame.layout.nb_channels
+                if self._taken > self._most:
+                    raise InvalidAudio(
+                        f"the audio has more than {self._most} samples, too many for its size"
+                    )
+                if part.demuxer in CLOCKED and clock.jumps(frame):
+                    yield from ears.flush()
+                    clock.note(self.count)
+                clock.fed += frame.samples / frame.rate
+                yield from ears.hear(frame)
+            yield from ears.flush()
+
+    def _frames(
+        self, part: Part, container: InputContainer, stream: AudioStream
+    ) -> Iterator[AudioFrame]:
+        """What can be decoded of a stream.
+
+        A packet that cannot, as one is where the network lost a piece or two recordings were
+        joined, costs its own few milliseconds, not all that comes after it.
+        """
+        broken: av.FFmpegError | None = None
+        heard, failed, end = False, 0, 0
+        for packet in container.demux(stream):
+            end = max(end, (packet.pos or 0) + packet.size)
+            room = UNREAD_BYTES
+            try:
+                for frame in packet.decode():
+                    if failed:
+                        self.whole = False
+                    heard, failed = True, 0
+                    room += frame.samples * frame.layout.nb_channels * SAMPLE_BYTES
+                    yield frame
+            except av.FFmpegError as error:
+                broken = error
+                failed += 1
+            if part.demuxer == "flac" and packet.size > room:
+                self.whole = False  # what follows the last frame came as a part of it
+        if broken is not None and not heard:
+            raise broken
+        # A single one at the end is where a file breaks off.
+        unread = len(part.data) - skip_tags(part.data, end) if part.demuxer in INDEXLESS else 0
+        if failed > 1 or unread > UNREAD_BYTES:
+            self.whole = False
+
+
+class _Ears:
+    """Frames of any shape become mono blocks at 16 kHz.
+
+    Args:
+        scale: what samples are multiplied by.
+        floats: they come as the file has them, which may be anything.
+    """
+
+    def __init__(self, scale: float, *, floats: bool) -> None:
+        self._scale = scale
+        self._floats = floats
+        self._resampler: av.AudioResampler | None = None
+        self._shape: tuple[int, str, str] | None = None
+        self._mixer = Mixer()
+
+    def hear(self, frame: AudioFrame) -> Iterator[Samples]:
+        shape = (frame.rate, frame.layout.name, frame.format.name)
+        if shape != self._shape:  # a stream may change it on the way
+            yield from self.flush()
+            self._shape = shape
+        if self._resampler is None:
+            # Packed, because PyAV 18 counts 9 planes in a planar frame of 8 channels, and reads
+            # past the frame.
+            self._resampler = av.AudioResampler("flt", frame.layout, SAMPLE_RATE)
+        frame.pts = None  # the samples count; what their stamps say has been looked at
+        for out in self._resampler.resample(frame):
+            yield from self._mixer.feed(self._channels(out))
+
+    def flush(self) -> Iterator[Samples]:
+        if self._resampler is not None:
+            for out in self._resampler.resample(None):
+                yield from self._mixer.feed(self._channels(out))
+            yield from self._mixer.flush()
+            self._resampler = None
+
+    def _channels(self, frame: AudioFrame) -> Samples:
+        samples: Samples = frame.to_ndarray().astype(np.float32, copy=False)
+        samples = samples.reshape(-1, frame.layout.nb_channels)
+        if self._scale != 1:
+            samples = samples * np.float32(self._scale)
+        peak = max(samples.max(initial=0), -samples.min(initial=0))
+        if peak <= MAX_SAMPLE:  # which NaN is not
+            return samples
+        if self._floats:
+            value = f"of {peak:.3g}" if np.isfinite(peak) else "that is infinite or not a number"
+            raise InvalidAudio(
+                f"the audio has a sample {value}; floats are to lie between -1 and 1, and at most "
+                f"{MAX_SAMPLE:g} is accepted: scale them, or save the file as 16-bit PCM"
+            )
+        # A damaged place made a decoder say this, and it need not cost the rest.
+        repaired: Samples = np.clip(np.nan_to_num(samples), -1, 1)
+        return repaired
+
+
+class _Clock:
+    """How a file's time stamps run beside its samples.
+
+    Attributes:
+        zero: the first stamp of any of its streams, in seconds.
+        fed: seconds that its samples have lasted so far.
+    """
+
+    def __init__(self) -> None:
+        self.zero = 0.0
+        self.fed = 0.0
+        self._lead: float | None = None
+        # From which sample on, and by how many seconds, the stamps were ahead of the samples.
+        self._leads: list[tuple[int, float]] = []
+
+    def jumps(self, frame: AudioFrame) -> bool:
+        """Whether a frame's stamp is ahead of the samples by another time than those before."""
+        if frame.pts is None or frame.time_base is None:
+            return False
+        lead = float(frame.pts * frame.time_base) - self.fed
+        if self._lead is not None and abs(lead - self._lead) <= JITTER:
+            return False
+        self._lead = lead
+        return True
+
+    def note(self, count: int) -> None:
+        """The last jump was after so many samples."""
+        if self._lead is not None:
+            self._leads.append((count, self._lead))
+
+    def start(self, max_seconds: float) -> float:
+        """When the samples begin.
+
+        Stamps that begin later than any clip may end are those of a live stream that somebody
+        joined; then the first stamp is the beginning.
+        """
+        lead = self._leads[0][1] if self._leads else 0.0
+        if lead > max_seconds:
+            lead -= self.zero
+        return lead if JITTER < lead <= max_seconds else 0.0
+
+    def gaps(self) -> Iterator[tuple[int, float]]:
+        """After which samples there is a gap, and of how many seconds.
+
+        It is one that the stamps never make up for: what they take back was jitter, or a damaged
+        stamp. Where they start again, so does this.
+        """
+        runs: list[list[tuple[int, float]]] = []
+        lowest = math.inf
+        for index, lead in self._leads:
+            if not runs or lead < lowest - RESTART:
+                runs.append([])
+                lowest = lead
+            lowest = min(lowest, lead)
+            runs[-1].append((index, lead))
+        for run in runs:
+            filled = run[0][1]
+            floors = [*accumulate((lead for _, lead in reversed(run)), min)]
+            for (index, _), floor in zip(run, reversed(floors), strict=True):
+                if floor - filled > JITTER:
+                    yield index, floor - filled
+                    filled = floor
 
 
 def _check(frame: AudioFrame) -> None:
@@ -193,17 +381,3 @@ def _check(frame: AudioFrame) -> None:
         raise InvalidAudio(
             f"{frame.layout.nb_channels} channels are not supported; at most {MAX_CHANNELS} are"
         )
-
-
-def _flush(resampler: av.AudioResampler | None) -> Iterator[Samples]:
-    if resampler is not None:
-        for out in resampler.resample(None):
-            yield _mono(out)
-
-
-def _mono(frame: AudioFrame) -> Samples:
-    channels = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-    # FFmpeg's own down-mix weighs channels by their place; a phone line on one side would get lost.
-    mono: Samples = channels.mean(axis=1, dtype=np.float32)
-    # A float file may hold anything, and one NaN would make the whole spectrum NaN.
-    return np.nan_to_num(mono, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)

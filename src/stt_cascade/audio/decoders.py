@@ -34,6 +34,7 @@ from stt_cascade.audio.child import (
     SAMPLES,
     TOO_LONG,
 )
+from stt_cascade.audio.decode import Decoded
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 
@@ -78,11 +79,11 @@ class Decoders:
             for _ in range(self._size - 1):
                 self._replace()
 
-    def decode(self, data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
-        """`decode.decode` in one of the processes; blocks while none is free.
+    def decode(self, data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
+        """`decode.read` in one of the processes; blocks while none is free.
 
         Raises:
-            InvalidAudio, AudioTooLong: as `decode.decode`; also if the file killed the process, or
+            InvalidAudio, AudioTooLong: as `decode.read`; also if the file killed the process, or
                 took it too long.
             OSError: no process can be started.
             RuntimeError: they are closed.
@@ -90,7 +91,7 @@ class Decoders:
         self.start()
         process = self._living()
         try:
-            kind, payload = process.exchange(data, raw_g722, max_seconds)
+            kind, whole, start, payload = process.exchange(data, raw_g722, max_seconds)
         except BaseException as error:
             # What it still sends would be taken for the answer to the next file.
             process.close()
@@ -100,7 +101,7 @@ class Decoders:
             log.warning("a file ended its decoder", size=len(data), reason=str(error))
             raise InvalidAudio(f"the audio cannot be decoded: {error}") from None
         self._stand_by(process)
-        return _samples(kind, payload)
+        return Decoded(_samples(kind, payload), start, whole)
 
     def close(self) -> None:
         """End the processes that are idle, and the others as soon as they are."""
@@ -173,8 +174,10 @@ class _Process:
     def gone(self) -> bool:
         return self._child.poll() is not None
 
-    def exchange(self, data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytearray]:
-        """The whole answer to a file: its kind, of `child`, and what comes with it.
+    def exchange(
+        self, data: bytes, raw_g722: bool, max_seconds: float
+    ) -> tuple[int, bool, float, bytearray]:
+        """The whole answer to a file: what `child.REPLY` has, and what comes with it.
 
         Raises:
             _Lost: there is none. After this or anything else it must not be asked again.
@@ -184,11 +187,11 @@ class _Process:
             self._socket.settimeout(_left(ends))
             self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
             self._socket.sendall(data)
-            kind, size = REPLY.unpack(self._receive(REPLY.size, ends))
+            kind, whole, start, size = REPLY.unpack(self._receive(REPLY.size, ends))
             longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
-            if size > longest or kind > BROKEN:
+            if size > longest or kind > BROKEN or not 0 <= start <= max_seconds:
                 raise _Lost("its decoder gave an answer of an unknown form")
-            return kind, self._receive(size, ends)
+            return kind, whole, start, self._receive(size, ends)
         except TimeoutError:
             raise _Lost("it takes too long") from None
         except OSError as error:

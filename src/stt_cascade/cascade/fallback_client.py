@@ -31,6 +31,7 @@ from stt_cascade.cascade.fallback_answer import (
     read,
 )
 from stt_cascade.config import PrimaryConfig
+from stt_cascade.engine.windows import MAX_WINDOW_SECONDS
 from stt_cascade.record import Record
 from stt_cascade.upload import Upload
 from stt_sdk._answer import LARGE_BYTES
@@ -182,7 +183,7 @@ class FallbackClient:
             try:
                 answer = await self._exchange_within(seconds, upload, record)
             except FallbackError as error:
-                self._judge(permit, error, seconds)
+                self._judge(permit, error, record, seconds)
                 raise
             except BaseException:
                 self.breaker.abandoned(permit)  # the caller went away, which says nothing
@@ -216,10 +217,12 @@ class FallbackClient:
             f"the circuit breaker is open: {self.breaker.failures} calls in a row failed, {then}",
         )
 
-    def _judge(self, permit: int, error: FallbackError, seconds: float) -> None:
+    def _judge(self, permit: int, error: FallbackError, record: Record, seconds: float) -> None:
         if error.cause != "rejected":
             self._spare()
-        if error.cause == "timeout" and seconds < self._fair_s:
+        # A long clip may need more time than any call gets.
+        long = (record.audio_seconds or 0.0) > MAX_WINDOW_SECONDS
+        if error.cause == "timeout" and (long or seconds < self._fair_s):
             self.breaker.abandoned(permit)
         elif error.cause not in FAULTS:
             self._succeeded(permit)

@@ -14,6 +14,7 @@ from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
 from stt_cascade.audio.decoders import Decoders, longest_seconds
 from stt_cascade.audio.speech import detect
+from stt_cascade.audio.stretches import detect_apart
 from stt_cascade.config import TierConfig
 from stt_cascade.engine.protocol import Clip, Span
 from stt_cascade.upload import Upload
@@ -71,7 +72,7 @@ class Hearing:
         """The clip of an upload.
 
         Raises:
-            InvalidAudio, AudioTooLong: as `audio.decode.decode`.
+            InvalidAudio, AudioTooLong: as `audio.decode.read`.
             Refusal: as `Slots.run`.
         """
         lane = self._large if len(upload.audio) > LARGE_BYTES else self._common
@@ -95,6 +96,13 @@ class _Lane:
 
 
 def _hear(decoders: Decoders, upload: Upload, max_seconds: float, vad: bool) -> Clip:
-    samples = decoders.decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
+    decoded = decoders.decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
     # Without speech detection, all is speech.
-    return Clip(samples, detect(samples) if vad else (Span(0, len(samples)),))
+    samples = decoded.samples
+    speech = detect_apart(samples, detect) if vad else (Span(0, len(samples)),)
+    return Clip(
+        samples,
+        speech,
+        start=decoded.start,
+        warnings=() if decoded.whole else ("audio_incomplete",),
+    )

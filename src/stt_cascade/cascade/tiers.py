@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import structlog
 
 from stt_cascade.admission.deadline import Deadline
@@ -21,9 +22,16 @@ from stt_cascade.cascade.hearing import DecoderPools, Hearing
 from stt_cascade.cascade.recognise import recognise
 from stt_cascade.cascade.shadow import Shadows
 from stt_cascade.config import PrimaryConfig, TierConfig
-from stt_cascade.engine.protocol import Clip, Engine, Options
+from stt_cascade.engine.protocol import SAMPLE_RATE, Clip, Engine, Options
 from stt_cascade.engine.transcript import Transcript
-from stt_cascade.errors import DeadlineExceeded, FallbackFailed, InvalidRequest, NotReady, Refusal
+from stt_cascade.errors import (
+    DeadlineExceeded,
+    FallbackFailed,
+    InvalidAudio,
+    InvalidRequest,
+    NotReady,
+    Refusal,
+)
 from stt_cascade.record import Record
 from stt_cascade.telemetry.metrics import Metrics
 from stt_cascade.upload import Upload
@@ -131,7 +139,7 @@ class Tier(ABC):
         )
         seconds = time.perf_counter() - began - (record.queue_wait_ms or 0) / 1000
         self._metrics.recognised(transcript)
-        return transcript, seconds
+        return transcript.later(clip.start), seconds
 
     def _answer(
         self, transcript: Transcript | None, clip: Clip, record: Record, reason: Reason
@@ -146,7 +154,7 @@ class Tier(ABC):
         return Answer(
             **heard(transcript),
             warnings=warned,
-            duration=round(clip.duration, 3),
+            duration=round(clip.start + clip.duration, 3),
             speech_duration=round(clip.speech_duration, 3),
             model=self._config.model,
             routing=Routing(
@@ -174,10 +182,36 @@ class Fallback(Tier):
         if not clip.speech:
             self._metrics.no_speech()
             return self._answer(None, clip, record, "no_speech")
-        transcript, seconds = await self._infer(clip, upload.options, record, deadline)
+        try:
+            transcript, seconds = await self._infer(clip, upload.options, record, deadline)
+        except Refusal:
+            raise
+        except Exception as error:
+            # Whose fault it is decides whether primaries go on asking.
+            if not isinstance(error, ArithmeticError) and not await self._works(deadline):
+                raise
+            log.exception("inference failed on one clip alone", request_id=record.request_id)
+            raise InvalidAudio(
+                f"the model {self._config.model} fails on this audio, and works on other audio; "
+                "the service's log has the cause by the request id"
+            ) from error
         record.fallback_infer_ms = seconds * 1000
         self._metrics.fallback_inferred(seconds)
         return self._answer(transcript, clip, record, "accepted")
+
+    async def _works(self, deadline: Deadline) -> bool:
+        """Whether the engine recognises a clip of our own, after it failed on a caller's."""
+        engine, samples = self.loaded_engine, np.zeros(SAMPLE_RATE, np.float32)
+        try:
+            await self.slots.run(
+                lambda: engine.decode([engine.encode(samples)], Options()),
+                deadline,
+                audio_seconds=1.0,
+                admitted=True,
+            )
+        except Exception:  # noqa: BLE001  # no time for it is a reason, too: then nobody knows
+            return False
+        return True
 
 
 class Primary(Tier):

@@ -37,11 +37,13 @@ class Clip:
     Attributes:
         samples: shape (n,), float32 in [-1, 1], mono, 16 kHz.
         speech: where somebody speaks, in order, without overlap; empty if nobody does.
+        start: seconds on the file's own clock at which the samples begin.
         warnings: what decoding the upload lost.
     """
 
     samples: Samples
     speech: tuple[Span, ...]
+    start: float = 0.0
     warnings: tuple[WarningCode, ...] = ()
 
     @property

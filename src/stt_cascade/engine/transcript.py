@@ -13,7 +13,7 @@ from stt_cascade.warning_codes import WarningCode
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was heard in a clip. Times in seconds from the clip's start.
+    """What was heard in a clip. Times in seconds from its first sample.
 
     Attributes:
         language_probability: None when the language was given or the model knows only one.
@@ -39,6 +39,10 @@ class Transcript:
     looped: bool = False
     covered: bool = True
     warnings: tuple[WarningCode, ...] = ()
+
+    def later(self, seconds: float) -> Transcript:
+        """The same with times that are so many seconds later."""
+        return replace(self, segments=tuple(_moved(part, seconds) for part in self.segments))
 
 
 def join(heard: Sequence[tuple[Span, Utterance]]) -> Transcript:
