@@ -74,6 +74,8 @@ def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Sample
             if count > limit:
                 raise AudioTooLong(f"the audio is longer than the allowed {max_seconds:g} s")
             blocks.append(block)
+    except MemoryError:  # FFmpeg's is both
+        raise
     except av.FFmpegError as error:
         broken = error
     if broken is not None and not count:
@@ -177,6 +179,8 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
             for frame in packet.decode():
                 heard = True
                 yield frame
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             broken = error
     if broken is not None and not heard:

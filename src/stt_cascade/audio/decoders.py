@@ -21,20 +21,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import structlog
 
 from stt_cascade.audio.child import (
     BROKEN,
     CPU_SECONDS,
     DECODED_SECONDS_PER_CPU_SECOND,
+    LIMITED,
+    NO_MEMORY,
     READY,
     REPLY,
     REQUEST,
     SAMPLES,
     TOO_LONG,
+    limits,
+    measured,
 )
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
-from stt_cascade.errors import AudioTooLong, InvalidAudio
+from stt_cascade.errors import AudioTooLong, Internal, InvalidAudio
 
 log = structlog.get_logger("stt.decoders")
 
@@ -42,6 +47,7 @@ START_SECONDS = 60.0
 # A process that is allowed a second of processor time may have to share the processor.
 WALL_PER_CPU = 4
 MAX_SENTENCE = 2000  # bytes of an error's message
+KINDS = (*range(NO_MEMORY + 1), LIMITED)
 # What a child may know of the environment: where libraries are, and how they compute.
 PASSED_ON = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_", "OPENBLAS_")
 
@@ -82,6 +88,7 @@ class Decoders:
         Raises:
             InvalidAudio, AudioTooLong: as `decode.decode`; also if the file killed the process, or
                 took it too long.
+            Internal: a limit that this process was started under did not leave enough for it.
             OSError: no process can be started.
             RuntimeError: they are closed.
         """
@@ -96,8 +103,16 @@ class Decoders:
             if not isinstance(error, _Lost):
                 raise
             log.warning("a file ended its decoder", size=len(data), reason=str(error))
+            if process.low_limits:
+                raise _limited(process.low_limits, str(error)) from None
             raise InvalidAudio(f"the audio cannot be decoded: {error}") from None
-        self._stand_by(process)
+        if process.worn:
+            process.close()
+            self._replace()
+        else:
+            self._stand_by(process)
+        if kind == NO_MEMORY and process.low_limits:
+            raise _limited(process.low_limits, payload.decode("utf-8", "replace"))
         return _samples(kind, payload)
 
     def close(self) -> None:
@@ -152,11 +167,15 @@ class _Lost(Exception):
 class _Process:
     """One child, ready to decode.
 
+    Attributes:
+        low_limits: which limits may be too low for the last file; empty: none.
+
     Raises:
         OSError: it cannot be started.
     """
 
     def __init__(self, niceness: int) -> None:
+        self.low_limits = ""
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._child = _popen(theirs.fileno(), niceness)
@@ -165,11 +184,24 @@ class _Process:
                 raise OSError("it did not say that it is ready")
         except (_Lost, OSError) as error:
             self.close()
-            raise OSError(f"the decoding process did not start: {error}") from error
+            message = f"the decoding process did not start: {error}"
+            if low := [f"{name} is {measured(name, limit)}" for name, limit in limits().items()]:
+                message += f"; a limit of this service may be too low: {', '.join(low)}"
+            raise OSError(message) from error
 
     @property
     def gone(self) -> bool:
         return self._child.poll() is not None
+
+    @property
+    def worn(self) -> bool:
+        """Whether it has used half the processor time that a limit leaves to a process."""
+        if (most := limits().get("RLIMIT_CPU")) is None:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            used = psutil.Process(self._child.pid).cpu_times()
+            return bool(used.user + used.system > most / 2)
+        return True
 
     def exchange(self, data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytearray]:
         """The whole answer to a file: its kind, of `child`, and what comes with it.
@@ -182,15 +214,26 @@ class _Process:
             self._socket.settimeout(_left(ends))
             self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
             self._socket.sendall(data)
-            kind, size = REPLY.unpack(self._receive(REPLY.size, ends))
-            longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
-            if size > longest or kind > BROKEN:
+            self.low_limits = ""
+            kind, payload = self._reply(max_seconds, ends)
+            if kind == LIMITED:
+                self.low_limits = payload.decode("utf-8", "replace")
+                kind, payload = self._reply(max_seconds, ends)
+            if kind == LIMITED:
+                self.low_limits = ""  # it says what no decoder of ours does
                 raise _Lost("its decoder gave an answer of an unknown form")
-            return kind, self._receive(size, ends)
+            return kind, payload
         except TimeoutError:
             raise _Lost("it takes too long") from None
         except OSError as error:
             raise _Lost(self._end_of(error)) from None
+
+    def _reply(self, max_seconds: float, ends: float) -> tuple[int, bytearray]:
+        kind, size = REPLY.unpack(self._receive(REPLY.size, ends))
+        longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
+        if size > longest or kind not in KINDS:
+            raise _Lost("its decoder gave an answer of an unknown form")
+        return kind, self._receive(size, ends)
 
     def _receive(self, size: int, ends: float) -> bytearray:
         received = bytearray(size)
@@ -217,6 +260,12 @@ class _Process:
         self._socket.close()
         self._child.kill()
         self._child.wait()
+
+
+def _limited(limits: str, why: str) -> Internal:
+    """The error for a file that a limit keeps from being decoded, which the log names too."""
+    log.error("a limit of this service keeps it from decoding a file", limits=limits, reason=why)
+    return Internal(f"the service cannot decode this file, because of a limit of its own: {limits}")
 
 
 def _samples(kind: int, payload: bytearray) -> Samples:
