@@ -14,7 +14,7 @@ from fakes import PRIMARY_KEY, FakeEngine
 from running import Tiers
 from stt_cascade.cli import endpoint
 from stt_cascade.cli.app import app
-from stt_cascade.labelled import WordErrors, read_manifest, word_errors
+from stt_cascade.labelled import WordErrors, read_manifest, unit, word_errors
 from tones import silence, wav
 
 
@@ -86,7 +86,13 @@ def test_a_folder_is_scored_by_language_and_source(tiers: Tiers, tmp_path: Path)
     result = stt("score", str(tmp_path), "--json", "--url", primary.url, "--key", PRIMARY_KEY)
     assert result.exit_code == 0
     report = json.loads(result.stdout)
-    assert report["wer"]["language en"] == {"clips": 1, "words": 4, "errors": 1, "wer": 0.25}
+    assert report["wer"]["language en"] == {
+        "clips": 1,
+        "unit": "words",
+        "words": 4,
+        "errors": 1,
+        "wer": 0.25,
+    }
     assert report["wer"]["source mine"]["errors"] == 1
     assert report["no_speech"] == {"clips": 1, "invented_words": 4}
     assert report["routing"]["accepted"] == 2
@@ -143,3 +149,49 @@ def test_the_service_started_last_is_found_until_it_ends() -> None:
 def test_errors_are_counted_as_words() -> None:
     assert word_errors("red green blue", "red brown blue black", "en") == WordErrors(1, 0, 1, 3)
     assert word_errors("", "thank you", "en") == WordErrors(0, 0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "heard", "counts"),
+    [
+        ("zh", "今天、天气很好。", "今天 天氣很好", WordErrors(1, 0, 0, 6)),
+        ("zh-Hant", "今天天氣", "今天", WordErrors(0, 2, 0, 4)),
+        ("ja", "東京に行きます。", "東京へ行きます", WordErrors(1, 0, 0, 7)),
+        ("th", "สวัสดีครับ", "สวัสดี ครับ", WordErrors(0, 0, 0, 10)),
+        ("yue", "", "多謝", WordErrors(0, 0, 2, 0)),
+    ],
+)
+def test_errors_are_counted_in_characters_where_words_have_no_spaces(
+    language: str, reference: str, heard: str, counts: WordErrors
+) -> None:
+    assert unit([language]) == "characters"
+    assert word_errors(reference, heard, language) == counts
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "heard", "counts"),
+    [
+        ("hi", "हिन्दी में", "हिन्दी मे", WordErrors(1, 0, 0, 2)),
+        ("ko", "안녕하세요 여러분", "안녕하세요, 여러분!", WordErrors(0, 0, 0, 2)),
+        ("en-US", "I'm here", "I am here.", WordErrors(0, 0, 0, 3)),
+        ("fr", "L'été (bruit)", "l’été", WordErrors(0, 0, 0, 2)),  # noqa: RUF001
+    ],
+)
+def test_other_languages_are_counted_in_whole_words(
+    language: str, reference: str, heard: str, counts: WordErrors
+) -> None:
+    assert unit([language]) == "words"
+    assert word_errors(reference, heard, language) == counts
+
+
+def test_figures_of_both_kinds_of_languages_name_both_units() -> None:
+    assert unit(["en", "zh", ""]) == "words and characters"
+    assert unit([]) == "words"
+
+
+def test_a_manifest_may_write_a_language_as_callers_do(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"file": "a.wav", "text": "hei", "language": tag}) for tag in ("nb-NO", "xx")
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    assert [clip.language for clip in read_manifest(tmp_path)] == ["no", "xx"]

@@ -146,12 +146,20 @@ def test_a_wrong_value_is_answered_with_what_is_allowed(
 def test_a_language_that_whisper_does_not_have_is_named_with_those_that_it_has(
     tmp_path: Path,
 ) -> None:
-    found = mistakes(tmp_path, f"{LEAST}LANGUAGES=en,xx, DE\n")
-    must = "3: LANGUAGES=en,xx, DE: must be a comma-separated list of Whisper's codes such as en; "
-    for mistake, code in zip(found, ("DE", "xx"), strict=True):
+    found = mistakes(tmp_path, f"{LEAST}LANGUAGES=en,xx, english\n")
+    must = "3: LANGUAGES=en,xx, english: must be "
+    must += "a comma-separated list of Whisper's codes such as en; "
+    for mistake, code in zip(found, ("english", "xx"), strict=True):
         named, _, codes = mistake.partition(" is none of ")
         assert named == must + code
         assert {"en", "de", "haw", "yue"} <= set(codes.split(", "))
+
+
+def test_languages_may_be_written_as_callers_write_them(tmp_path: Path) -> None:
+    text = (
+        "CT2_SMALL_PATH=/m/whisper-base-ct2\nFALLBACK_URL=http://f\nLANGUAGES=nb-NO, DE,fil,zho\n"
+    )
+    assert loaded(tmp_path, text).languages == ("no", "de", "tl", "zh")
 
 
 def test_a_language_that_only_some_models_know_is_taken(tmp_path: Path) -> None:

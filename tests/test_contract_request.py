@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from fakes import FakeEngine
+from fakes import MULTILINGUAL, FakeEngine
 from running import TRANSCRIBE, RunningTier, Tiers
 from stt_cascade.engine.protocol import Options
 from tones import encoded, pitch, silence, tone, wav
@@ -101,6 +101,10 @@ def test_only_the_clip_is_needed(tier: RunningTier) -> None:
         (" de ", "de"),
         ("pt-BR", "pt"),
         ("pt_br", "pt"),
+        ("en-US-x-y", "en"),
+        ("ita", "it"),
+        ("FRE", "fr"),
+        ("por_BR", "pt"),
         ("", None),
         ("auto", None),
         ("AUTO", None),
@@ -115,11 +119,18 @@ def test_a_language_is_a_code_in_any_case_or_nothing(
     assert answer.json()["language"] == (meant or "en")
 
 
+def test_a_language_that_is_not_known_is_refused_with_those_that_are(tier: RunningTier) -> None:
+    codes = refused(tier.transcribe(language="xx")).partition("one of: ")[2]
+    assert {"en", "no", "jw", "yue"} <= set(codes.split(", "))
+    codes = refused(tier.transcribe(language="ja")).partition("it knows: ")[2]
+    assert set(codes.split(", ")) == MULTILINGUAL
+
+
 def test_the_probability_of_a_forced_language_is_null(tier: RunningTier) -> None:
     assert tier.transcribe(language="de").json()["language_probability"] is None
 
 
-@pytest.mark.parametrize("code", ["xx", "english", "e", "12", "ein", "🦆", "-", "_en"])
+@pytest.mark.parametrize("code", ["xx", "english", "e", "12", "zzz", "🦆", "-", "_en"])
 def test_a_language_that_whisper_has_no_code_for_is_named(tier: RunningTier, code: str) -> None:
     message = refused(tier.transcribe(language=code))
     assert "language" in message

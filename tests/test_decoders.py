@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import termios
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +28,10 @@ from structlog.testing import capture_logs
 from fakes import PATIENCE
 from running import until
 from stt_cascade.audio import decoders as module
-from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
+from stt_cascade.audio.child import BROKEN, LIMITED, NO_MEMORY, REPLY, SAMPLES
 from stt_cascade.audio.decode import Decoded, decode
 from stt_cascade.audio.decoders import Decoders
-from stt_cascade.errors import AudioTooLong, InvalidAudio
+from stt_cascade.errors import AudioTooLong, Internal, InvalidAudio
 from tones import CONTAINERS, encoded, pitch, silence, tone, wav
 
 
@@ -199,8 +202,16 @@ def test_a_taken_over_process_that_drips_its_answer_is_ended(
         REPLY.pack(SAMPLES, True, math.nan, 4),
         REPLY.pack(BROKEN, True, 0.0, 2**20),
         REPLY.pack(77, True, 0.0, 1),
+        2 * (REPLY.pack(LIMITED, True, 0.0, 3) + b"low"),
     ],
-    ids=["endless samples", "before its file", "never", "endless message", "unknown kind"],
+    ids=[
+        "endless samples",
+        "before its file",
+        "never",
+        "endless message",
+        "unknown kind",
+        "two notices",
+    ],
 )
 def test_an_answer_of_a_taken_over_process_is_not_believed(
     decoders: Decoders, answer: bytes
@@ -356,3 +367,113 @@ def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
     monkeypatch.undo()
     assert len(one.decode(wav(tone(1.0)), max_seconds=10).samples) == 16_000
     one.close()
+
+
+# Decodes a short and a long clip under limits. Root could raise a hard limit; a service should not
+# run as root, so what allows it is given up, for the processes that this one starts.
+UNDER_LIMITS = """
+import ctypes, json, resource, sys
+from stt_cascade.audio.decoders import Decoders
+from stt_cascade.errors import Refusal
+from tones import silence, wav
+
+DROP_BOUND, SYS_RESOURCE = 24, 24
+ctypes.CDLL(None).prctl(DROP_BOUND, SYS_RESOURCE, 0, 0, 0)
+limits, lengths = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+files = {seconds: wav(silence(seconds)) for seconds in lengths}
+for name, most in limits.items():
+    resource.setrlimit(getattr(resource, name), (most, most))
+decoders = Decoders(1)
+said = []
+for seconds in lengths:
+    try:
+        said.append(len(decoders.decode(files[seconds], max_seconds=600).samples) / 16_000)
+        process = decoders._idle.get()
+        for name, most in limits.items():
+            assert resource.prlimit(process._child.pid, getattr(resource, name))[1] == most
+        decoders._idle.put(process)
+    except Refusal as refusal:
+        said.append([refusal.status, refusal.message])
+    except OSError as error:
+        said.append(str(error))
+decoders.close()
+print(json.dumps(said))
+"""
+
+
+def under(limits: dict[str, int], *seconds: float) -> tuple[list[Any], str]:
+    """What a service under hard limits makes of clips of these lengths, and its log."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_LIMITS, json.dumps(limits), json.dumps(seconds)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+    *log, said = done.stdout.splitlines() or [done.stderr]
+    return json.loads(said), "\n".join(log)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("RLIMIT_AS", 1200 << 20), ("RLIMIT_DATA", 500 << 20), ("RLIMIT_CPU", 120)],
+)
+def test_a_hard_limit_is_kept_and_files_are_decoded_under_it(name: str, most: int) -> None:
+    assert under({name: most}, 1, 60)[0] == [1.0, 60.0]
+
+
+@pytest.mark.process
+def test_a_limit_that_leaves_too_little_is_named_and_the_caller_is_not_blamed() -> None:
+    (short, (status, message)), log = under({"RLIMIT_DATA": 150 << 20}, 1, 590)
+    assert (short, status) == (1.0, 500)
+    assert "a limit of its own: RLIMIT_DATA is 150 MiB, and it may need" in message
+    assert "a limit of this service keeps it from decoding a file" in log
+
+
+@pytest.mark.process
+def test_a_limit_under_which_no_decoder_starts_is_named() -> None:
+    said, _ = under({"RLIMIT_DATA": 8 << 20}, 1)
+    assert "a limit of this service may be too low: RLIMIT_DATA is 8 MiB" in said[0]
+
+
+@pytest.mark.process
+def test_a_limit_of_processor_time_ends_no_clip_however_many_there_are() -> None:
+    """It counts for a process as long as that lives: one that has used half of it is replaced."""
+    said, _ = under({"RLIMIT_CPU": 4}, *[590] * 12)
+    assert said == [590.0] * 12
+
+
+def limited_reply(kind: int | None) -> bytes:
+    """What a decoder says under a limit that is too low, and then of a file."""
+    low = REPLY.pack(LIMITED, True, 0.0, 3) + b"low"
+    return low if kind is None else low + REPLY.pack(kind, True, 0.0, 4) + b"why?"
+
+
+@pytest.mark.parametrize("kind", [NO_MEMORY, None], ids=["out of memory", "it ended"])
+def test_a_file_that_a_limit_fails_is_not_the_callers_fault(
+    decoders: Decoders, kind: int | None
+) -> None:
+    process = idle(decoders)
+    ours, theirs = socket.socketpair()
+    process._socket.close()
+    process._socket = ours
+    theirs.sendall(limited_reply(kind))
+    theirs.shutdown(socket.SHUT_WR)
+    decoders._idle.put(process)
+    with capture_logs() as logs, pytest.raises(Internal, match="a limit of its own: low"):
+        decoders.decode(wav(), max_seconds=10)
+    assert [line["limits"] for line in logs if "limits" in line] == ["low"]
+    theirs.close()
+
+
+def test_an_invalid_file_under_a_low_limit_is_still_the_callers(decoders: Decoders) -> None:
+    process = idle(decoders)
+    ours, theirs = socket.socketpair()
+    process._socket.close()
+    process._socket = ours
+    theirs.sendall(limited_reply(1))
+    decoders._idle.put(process)
+    with pytest.raises(InvalidAudio, match=r"why\?"):
+        decoders.decode(wav(), max_seconds=10)
+    theirs.close()

@@ -46,6 +46,38 @@ def silence(seconds: float = 1.0, rate: int = RATE) -> Samples:
     return np.zeros(round(seconds * rate), np.float32)
 
 
+def voice(seconds: float = 1.0, rate: int = RATE) -> Samples:
+    """What speech detection takes for somebody who speaks: vowels, with pauses between them."""
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = 120 + 20 * np.sin(2 * np.pi * 0.7 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    formants = (
+        (500 + 250 * np.sin(2 * np.pi * 1.3 * time), 80, 1.0),
+        (1500 + 500 * np.sin(2 * np.pi * 0.9 * time), 120, 0.5),
+    )
+    sound = np.zeros(len(time))
+    for harmonic in range(1, 28):
+        loud = sum(
+            peak / (1 + ((harmonic * pitch - formant) / width) ** 2)
+            for formant, width, peak in formants
+        )
+        sound += loud * np.sin(harmonic * phase)
+    sound *= np.clip(np.sin(2 * np.pi * 2 * time), 0, 1)
+    voiced: Samples = (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+    return voiced
+
+
+def opus(samples: Samples, bits_per_second: int = 12_000) -> bytes:
+    """Samples at 16 kHz in a small file."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg") as output:
+        stream = output.add_stream("libopus", rate=RATE, layout="mono")
+        assert isinstance(stream, AudioStream)
+        stream.bit_rate = bits_per_second
+        _write_audio(output, stream, samples, RATE)
+    return buffer.getvalue()
+
+
 def wav(samples: Samples | None = None, rate: int = RATE) -> bytes:
     """A 16-bit WAV file; samples of shape (n,) or (n, channels), by default a tone of 1 s."""
     samples = tone() if samples is None else samples

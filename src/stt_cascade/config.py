@@ -15,6 +15,8 @@ import httpx2
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from stt_cascade.engine.languages import allowed, whisper_code
+
 MIB = 1024 * 1024
 # What a multipart body may hold besides the file: boundaries, part headers, the other fields.
 ENVELOPE_BYTES = 64 * 1024
@@ -57,12 +59,9 @@ def _comma_separated(value: object) -> object:
     return items
 
 
-def _language(code: str) -> str:
-    # What it imports takes a third of a second, which settings without languages need not pay.
-    from stt_cascade.engine.languages import LANGUAGES
-
-    if code not in LANGUAGES:
-        raise ValueError(f"{code} is none of {', '.join(sorted(LANGUAGES))}")
+def _language(tag: str) -> str:
+    if (code := whisper_code(tag)) is None:
+        raise ValueError(f"{tag} is none of {allowed()}")
     return code
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from stt_cascade.engine.languages import whisper_code
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 
 MANIFEST = "manifest.jsonl"
 # The name, in reports, of the language of clips whose manifest names none.
 UNKNOWN = "unknown"
+# Languages that are written without spaces between words.
+UNSPACED = frozenset({"bo", "ja", "km", "lo", "my", "th", "yue", "zh"})
+_BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Counts for one text; `words` are the reference's."""
+    """Counts for one text; `words` are the reference's, or its characters: see `unit`."""
 
     substitutions: int
     deletions: int
@@ -60,7 +66,8 @@ def read_manifest(folder: Path) -> list[Labelled]:
             entry = json.loads(line)
             values = {"file": entry["file"], "text": entry["text"]}
             # Where nobody speaks there is no language.
-            values["language"] = entry["language"] or ""
+            language = entry["language"] or ""
+            values["language"] = (whisper_code(language) if language else "") or language
             values |= {name: entry.get(name) or "" for name in ("source", "speaker")}
         except KeyError as error:
             raise ValueError(f"line {number} has no {error}") from None
@@ -135,21 +142,42 @@ def joined(
     ]
 
 
+def unit(languages: Iterable[str]) -> str:
+    """What errors are counted in: words, or characters where words have no spaces between them."""
+    counted = {_unit(language) for language in languages if language}
+    return " and ".join(sorted(counted, reverse=True)) or "words"
+
+
+def _unit(language: str) -> str:
+    return "characters" if whisper_code(language) in UNSPACED else "words"
+
+
 def word_errors(reference: str, heard: str, language: str) -> WordErrors:
-    """Compare two texts, both normalized as is usual for Whisper.
+    """Compare two texts, both normalized: in words, or in characters as `unit` says.
 
     Without a reference every word heard is an inserted one.
     """
-    # Imported here: they take a second, and a base install has none of them.
+    # Imported here: it takes a second, and a base install does not have it.
     import jiwer
-    from whisper_normalizer.basic import BasicTextNormalizer
-    from whisper_normalizer.english import EnglishTextNormalizer
 
-    normalize = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
-    wanted, got = normalize(reference).strip(), normalize(heard).strip()
+    wanted, got = _normalized(reference, language), _normalized(heard, language)
     if not wanted:
-        return WordErrors(0, 0, len(got.split()), 0)
-    counts = jiwer.process_words(wanted, got)
-    return WordErrors(
-        counts.substitutions, counts.deletions, counts.insertions, len(wanted.split())
-    )
+        return WordErrors(0, 0, len(got), 0)
+    counts = jiwer.process_words(" ".join(wanted), " ".join(got))
+    return WordErrors(counts.substitutions, counts.deletions, counts.insertions, len(wanted))
+
+
+def _normalized(text: str, language: str) -> list[str]:
+    """The words or characters of a text, without case, punctuation and what is in brackets.
+
+    English as is usual for Whisper. Its rules for other languages replace vowel signs by spaces,
+    which tears the words of Hindi and Thai; here they stay.
+    """
+    if whisper_code(language) == "en":
+        from whisper_normalizer.english import EnglishTextNormalizer
+
+        return str(EnglishTextNormalizer()(text)).split()
+    text = _BRACKETED.sub("", unicodedata.normalize("NFKC", text).lower())
+    kept = "".join(" " if unicodedata.category(each)[0] in "PS" else each for each in text)
+    words = kept.split()
+    return words if _unit(language) == "words" else list("".join(words))

@@ -120,7 +120,7 @@ class Transcriber:
             source: path of the file, its bytes, a file opened in binary mode, an asynchronous
                 iterator or reader of bytes, or a tuple of a NumPy array and its sample rate in Hz:
                 shape (n,) or (n, channels), float in [-1, 1] or integers; it is sent as WAV.
-            language: ISO 639-1 code; None: detect it.
+            language: ISO 639 code such as `en`, `pt-BR` or `nb`; None: detect it.
             prompt: text that biases spelling.
             task: `translate` writes English.
             timestamps: whether segments, or words too, get their times.

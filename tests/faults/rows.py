@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, envoy, escalation, hostile, overload, pool, soak, speech
+from faults import bodies, ends, envoy, escalation, hostile, memory, overload, pool, soak, speech
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
     *overload.ROWS,
     *hostile.ROWS,
     *bodies.ROWS,
+    *memory.ROWS,
     *escalation.ROWS,
     *ends.ROWS,
     *pool.ROWS,

@@ -3,6 +3,9 @@
 It is started by `decoders.py`, speaks with it over one socket, and can do little else: after its
 imports it may open no file and no socket, write no file, and use no more memory and processor time
 than a decode needs. What it sends back is raw samples or a sentence, never an object to unpickle.
+
+Limits that the service was started under hold for it too: it takes the lower one of each, and says
+before it decodes which of them may be too low.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ REQUEST = struct.Struct("<Q?d")
 # What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
 # Of samples also whether they are the whole file's, and when they begin, in seconds.
 REPLY = struct.Struct("<B?dQ")
-SAMPLES, INVALID, TOO_LONG, BROKEN = range(4)
+SAMPLES, INVALID, TOO_LONG, BROKEN, NO_MEMORY = range(5)
+# Before the reply, where limits are low: a sentence that names them.
+LIMITED = 255
 READY = b"ready"
 
 # For one file, beyond what its decoded length explains.
@@ -45,6 +50,7 @@ PIECE_BYTES = 64 * 1024 * 1024
 DECODED_SECONDS_PER_CPU_SECOND = 60
 # The blocks of a decode, all of them in one, and FFmpeg's own.
 COPIES = 3
+LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_CPU")
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -55,6 +61,7 @@ def main(descriptor: int, niceness: int) -> None:
         # A terminal sends them to all its processes; the service ends this one when it has to.
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
+    allowed = limits()
     _warm_up()
     memory = os.open("/proc/self/statm", os.O_RDONLY)
     libc, ffmpeg = ctypes.CDLL(None, use_errno=True), _ffmpeg()
@@ -62,8 +69,11 @@ def main(descriptor: int, niceness: int) -> None:
     service.sendall(READY)
     while header := _receive(service, REQUEST.size):
         size, raw_g722, max_seconds = REQUEST.unpack(header)
-        pages = int(os.pread(memory, 64, 0).split()[0])
-        _limit(pages * resource.getpagesize(), size, max_seconds)
+        total, *_, data, _ = map(int, os.pread(memory, 128, 0).split())
+        page = resource.getpagesize()
+        low = _limit(total * page, data * page, size, max_seconds, allowed)
+        if low:
+            service.sendall(REPLY.pack(LIMITED, True, 0.0, len(low)) + low.encode())
         ffmpeg.av_max_alloc(ctypes.c_size_t(PIECE_BYTES + size))
         head, payload = _answer(_receive(service, size), raw_g722, max_seconds)
         service.sendall(REPLY.pack(*head, len(payload)))
@@ -74,7 +84,7 @@ def main(descriptor: int, niceness: int) -> None:
 
 def _answer(
     data: bytes, raw_g722: bool, max_seconds: float
-) -> tuple[tuple[int, bool, float], bytes]:
+) -> tuple[tuple[int, bool, float], bytes | memoryview]:
     try:
         decoded = read(data, raw_g722=raw_g722, max_seconds=max_seconds)
     except InvalidAudio as error:
@@ -83,10 +93,10 @@ def _answer(
         return (TOO_LONG, True, 0.0), error.message.encode()
     except MemoryError:
         message = b"decoding it needs more memory than a file of its length may take"
-        return (INVALID, True, 0.0), message
+        return (NO_MEMORY, True, 0.0), message
     except Exception as error:  # noqa: BLE001  # whatever a file made of FFmpeg, it is the file's
         return (BROKEN, True, 0.0), f"{type(error).__name__}: {error}".encode()
-    return (SAMPLES, decoded.whole, decoded.start), decoded.samples.tobytes()
+    return (SAMPLES, decoded.whole, decoded.start), decoded.samples.data.cast("B")
 
 
 def _receive(service: socket.socket, size: int) -> bytes:
@@ -128,18 +138,43 @@ def _confine(libc: ctypes.CDLL) -> None:
         resource.setrlimit(limit, (0, 0))
 
 
-def _limit(used: int, size: int, max_seconds: float) -> None:
+def limits() -> dict[str, int]:
+    """The limits that a decode may meet, by name; only those that are set."""
+    found = {name: resource.getrlimit(getattr(resource, name))[0] for name in LIMITS}
+    return {name: limit for name, limit in found.items() if limit != resource.RLIM_INFINITY}
+
+
+def _limit(total: int, data: int, size: int, max_seconds: float, allowed: dict[str, int]) -> str:
     """Allow the next file what a file of that size and decoded length may cost.
 
     Args:
-        used: bytes of address space that the process has already.
+        total, data: bytes of address space and of data that the process has already.
+        allowed: what it may have at most.
+
+    Returns:
+        Which limits are lower than that; empty: none.
     """
-    seconds = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
-    cpu = math.ceil(time.process_time() + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.RLIM_INFINITY))
     audio = int(max_seconds * SAMPLE_RATE * np.dtype(np.float32).itemsize)
-    memory = used + MEMORY_BYTES + 2 * size + COPIES * audio
-    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+    memory = MEMORY_BYTES + 2 * size + COPIES * audio
+    seconds = CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND
+    wanted = {
+        "RLIMIT_AS": total + memory,
+        "RLIMIT_DATA": data + memory,
+        "RLIMIT_CPU": math.ceil(time.process_time() + seconds),
+    }
+    for name in ("RLIMIT_AS", "RLIMIT_CPU"):
+        limit, most = getattr(resource, name), min(wanted[name], allowed.get(name, wanted[name]))
+        resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
+    return ", ".join(
+        f"{name} is {measured(name, allowed[name])}, and it may need {measured(name, most)}"
+        for name, most in wanted.items()
+        if allowed.get(name, most) < most
+    )
+
+
+def measured(name: str, limit: int) -> str:
+    """A limit as people read it."""
+    return f"{limit} s" if name == "RLIMIT_CPU" else f"{limit >> 20} MiB"
 
 
 if __name__ == "__main__":

@@ -104,6 +104,8 @@ def read(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
             continue
         try:
             tape.record(part)
+        except MemoryError:  # FFmpeg's is both
+            raise
         except av.FFmpegError as error:
             tape.whole = False
             broken = broken or f"the {part.demuxer} data cannot be decoded: {error.strerror}"
@@ -240,6 +242,8 @@ class _Tape:
                     heard, failed = True, 0
                     room += frame.samples * frame.layout.nb_channels * SAMPLE_BYTES
                     yield frame
+            except MemoryError:
+                raise
             except av.FFmpegError as error:
                 broken = error
                 failed += 1

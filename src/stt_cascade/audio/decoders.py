@@ -19,24 +19,29 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
+import psutil
 import structlog
 
 from stt_cascade.audio.child import (
     BROKEN,
     CPU_SECONDS,
     DECODED_SECONDS_PER_CPU_SECOND,
+    LIMITED,
+    NO_MEMORY,
     READY,
     REPLY,
     REQUEST,
     SAMPLES,
     TOO_LONG,
+    limits,
+    measured,
 )
 from stt_cascade.audio.decode import Decoded
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
-from stt_cascade.errors import AudioTooLong, InvalidAudio
+from stt_cascade.errors import AudioTooLong, Internal, InvalidAudio
 
 log = structlog.get_logger("stt.decoders")
 
@@ -45,6 +50,7 @@ START_SECONDS = 60.0
 WALL_PER_CPU = 4
 MAX_SENTENCE = 2000  # bytes of an error's message
 MAX_SAID = 16 * 1024  # bytes of what one process writes to stderr that are logged
+KINDS = (*range(NO_MEMORY + 1), LIMITED)
 # What a child may know of the environment: where libraries are, and how they compute.
 PASSED_ON = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_", "OPENBLAS_")
 
@@ -85,13 +91,14 @@ class Decoders:
         Raises:
             InvalidAudio, AudioTooLong: as `decode.read`; also if the file killed the process, or
                 took it too long.
+            Internal: a limit that this process was started under did not leave enough for it.
             OSError: no process can be started.
             RuntimeError: they are closed.
         """
         self.start()
         process = self._living()
         try:
-            kind, whole, start, payload = process.exchange(data, raw_g722, max_seconds)
+            reply = process.exchange(data, raw_g722, max_seconds)
         except BaseException as error:
             # What it still sends would be taken for the answer to the next file.
             process.close()
@@ -99,9 +106,17 @@ class Decoders:
             if not isinstance(error, _Lost):
                 raise
             log.warning("a file ended its decoder", size=len(data), reason=str(error))
+            if process.low_limits:
+                raise _limited(process.low_limits, str(error)) from None
             raise InvalidAudio(f"the audio cannot be decoded: {error}") from None
-        self._stand_by(process)
-        return Decoded(_samples(kind, payload), start, whole)
+        if process.worn:
+            process.close()
+            self._replace()
+        else:
+            self._stand_by(process)
+        if reply.kind == NO_MEMORY and process.low_limits:
+            raise _limited(process.low_limits, reply.payload.decode("utf-8", "replace"))
+        return Decoded(_samples(reply.kind, reply.payload), reply.start, reply.whole)
 
     def close(self) -> None:
         """End the processes that are idle, and the others as soon as they are."""
@@ -152,14 +167,27 @@ class _Lost(Exception):
     """The process is gone, or must be ended; the message says why, for the caller."""
 
 
+class _Reply(NamedTuple):
+    """What `child.REPLY` has, and what comes with it."""
+
+    kind: int
+    whole: bool
+    start: float
+    payload: bytearray
+
+
 class _Process:
     """One child, ready to decode.
+
+    Attributes:
+        low_limits: which limits may be too low for the last file; empty: none.
 
     Raises:
         OSError: it cannot be started.
     """
 
     def __init__(self, niceness: int) -> None:
+        self.low_limits = ""
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._child = _popen(theirs.fileno(), niceness)
@@ -168,16 +196,27 @@ class _Process:
                 raise OSError("it did not say that it is ready")
         except (_Lost, OSError) as error:
             self.close()
-            raise OSError(f"the decoding process did not start: {error}") from error
+            message = f"the decoding process did not start: {error}"
+            if low := [f"{name} is {measured(name, limit)}" for name, limit in limits().items()]:
+                message += f"; a limit of this service may be too low: {', '.join(low)}"
+            raise OSError(message) from error
 
     @property
     def gone(self) -> bool:
         return self._child.poll() is not None
 
-    def exchange(
-        self, data: bytes, raw_g722: bool, max_seconds: float
-    ) -> tuple[int, bool, float, bytearray]:
-        """The whole answer to a file: what `child.REPLY` has, and what comes with it.
+    @property
+    def worn(self) -> bool:
+        """Whether it has used half the processor time that a limit leaves to a process."""
+        if (most := limits().get("RLIMIT_CPU")) is None:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            used = psutil.Process(self._child.pid).cpu_times()
+            return bool(used.user + used.system > most / 2)
+        return True
+
+    def exchange(self, data: bytes, raw_g722: bool, max_seconds: float) -> _Reply:
+        """The whole answer to a file.
 
         Raises:
             _Lost: there is none. After this or anything else it must not be asked again.
@@ -187,15 +226,26 @@ class _Process:
             self._socket.settimeout(_left(ends))
             self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
             self._socket.sendall(data)
-            kind, whole, start, size = REPLY.unpack(self._receive(REPLY.size, ends))
-            longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
-            if size > longest or kind > BROKEN or not 0 <= start <= max_seconds:
+            self.low_limits = ""
+            reply = self._reply(max_seconds, ends)
+            if reply.kind == LIMITED:
+                self.low_limits = reply.payload.decode("utf-8", "replace")
+                reply = self._reply(max_seconds, ends)
+            if reply.kind == LIMITED:
+                self.low_limits = ""  # it says what no decoder of ours does
                 raise _Lost("its decoder gave an answer of an unknown form")
-            return kind, whole, start, self._receive(size, ends)
+            return reply
         except TimeoutError:
             raise _Lost("it takes too long") from None
         except OSError as error:
             raise _Lost(self._end_of(error)) from None
+
+    def _reply(self, max_seconds: float, ends: float) -> _Reply:
+        kind, whole, start, size = REPLY.unpack(self._receive(REPLY.size, ends))
+        longest = (max_seconds + 1) * SAMPLE_RATE * 4 if kind == SAMPLES else MAX_SENTENCE
+        if size > longest or kind not in KINDS or not 0 <= start <= max_seconds:
+            raise _Lost("its decoder gave an answer of an unknown form")
+        return _Reply(kind, whole, start, self._receive(size, ends))
 
     def _receive(self, size: int, ends: float) -> bytearray:
         received = bytearray(size)
@@ -232,6 +282,12 @@ def _log_what_it_says(stderr: IO[bytes]) -> None:
             if said < MAX_SAID:
                 log.warning("a decoder says", text=line.decode("utf-8", "replace").rstrip())
             said += len(line)
+
+
+def _limited(limits: str, why: str) -> Internal:
+    """The error for a file that a limit keeps from being decoded, which the log names too."""
+    log.error("a limit of this service keeps it from decoding a file", limits=limits, reason=why)
+    return Internal(f"the service cannot decode this file, because of a limit of its own: {limits}")
 
 
 def _samples(kind: int, payload: bytearray) -> Samples:

@@ -177,7 +177,10 @@ class Fallback(Tier):
         record.lang_check_applicable = False
         language = upload.options.language
         if language is not None and language not in self.loaded_engine.languages:
-            raise InvalidRequest(f"the model {self._config.model} does not know {language!r}")
+            known = ", ".join(sorted(self.loaded_engine.languages))
+            raise InvalidRequest(
+                f"the model {self._config.model} does not know {language!r}; it knows: {known}"
+            )
         clip = await self._hear(upload, record, deadline)
         if not clip.speech:
             self._metrics.no_speech()

@@ -25,6 +25,7 @@ from stt_cascade.cli.measuring import (
 from stt_cascade.cli.terminal import Terminal, echo
 from stt_cascade.cli.transcribe import CONCURRENCY
 from stt_cascade.cli.up import Fallback, FallbackPort, Models, Port, Primary, prepare
+from stt_cascade.engine.languages import whisper_code
 from stt_cascade.labelled import Labelled
 
 if TYPE_CHECKING:
@@ -275,7 +276,8 @@ def _show(
 def _clips(folder: Path, languages: Sequence[str]) -> list[Labelled]:
     """The manifest's clips of these languages; those where nobody speaks belong to all."""
     clips = labelled_in(folder)
-    clips = [clip for clip in clips if not languages or not clip.text or clip.language in languages]
+    wanted = {whisper_code(language) or language for language in languages}
+    clips = [clip for clip in clips if not wanted or not clip.text or clip.language in wanted]
     if not any(clip.text for clip in clips):
         raise typer.BadParameter(f"{folder}: nobody speaks in any of these clips")
     return clips

@@ -17,13 +17,13 @@ from stt_cascade.cli.endpoint import find
 from stt_cascade.cli.measuring import LabelledFolder, labelled_in
 from stt_cascade.cli.terminal import Terminal, echo, json_text
 from stt_cascade.cli.transcribe import CONCURRENCY, Outcome, gather
-from stt_cascade.labelled import UNKNOWN, Labelled, word_errors
+from stt_cascade.labelled import UNKNOWN, Labelled, unit, word_errors
 from stt_sdk import Transcription
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A clip's outcome, and its words: wrong ones, and those of the reference."""
+    """A clip's outcome, and its words or characters: wrong ones, and those of the reference."""
 
     clip: Labelled
     outcome: Outcome
@@ -47,6 +47,7 @@ def score(
 ) -> None:
     """Score the running cascade on labelled clips: WER, invented words, routing, latency.
 
+    In Chinese, Japanese, Thai and other languages without spaces, characters are counted.
     The manifest has one JSON object a line: file, text, language, source.
     """
     clips = labelled_in(folder)
@@ -108,11 +109,12 @@ def _lost(item: Scored) -> bool:
     return isinstance(item.outcome, Transcription) and not item.outcome.text
 
 
-def _wer(items: Sequence[Scored]) -> dict[str, float | int]:
+def _wer(items: Sequence[Scored]) -> dict[str, float | int | str]:
     words = sum(item.words for item in items)
     errors = sum(item.errors for item in items)
     return {
         "clips": len(items),
+        "unit": unit(item.clip.language for item in items),
         "words": words,
         "errors": errors,
         "wer": round(errors / words, 4) if words else 0.0,
@@ -129,11 +131,12 @@ def _percentiles(values: Iterable[float | None]) -> dict[str, float] | None:
 
 def _print(report: dict[str, Any]) -> None:
     console = Terminal()
-    table = Table("", "clips", "words", "wrong", "WER %", title="Word error rate")
+    table = Table("", "clips", "counted in", "count", "wrong", "WER %", title="Word error rate")
     for name, row in report["wer"].items():
         table.add_row(
             name,
             str(row["clips"]),
+            row["unit"],
             str(row["words"]),
             str(row["errors"]),
             f"{100 * row['wer']:.1f}",

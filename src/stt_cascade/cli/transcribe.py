@@ -29,7 +29,7 @@ Outcome = Transcription | Exception
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files.", show_default=False)],
     language: Annotated[
-        str | None, typer.Option(help="ISO 639-1 code; without it: detect.")
+        str | None, typer.Option(help="ISO 639 code such as en, pt-BR or nb; without it: detect.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     url: Annotated[

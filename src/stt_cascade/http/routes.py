@@ -34,7 +34,7 @@ _UPLOAD: dict[str, Any] = {
                 "required": ["audio"],
                 "properties": {
                     "audio": {"type": "string", "contentMediaType": "application/octet-stream"},
-                    "language": {**_FIELD, "description": "ISO 639-1 code; empty or auto: detect"},
+                    "language": {**_FIELD, "description": "ISO 639 code; empty or auto: detect"},
                     "prompt": {**_FIELD, "description": "text that biases spelling"},
                     "timestamps": {**_FIELD, "enum": ["none", "segment", "word"]},
                     "task": {**_FIELD, "enum": ["transcribe", "translate"]},
@@ -114,9 +114,12 @@ async def transcribe(request: Request) -> Response:
     tier.check_room(deadline)
     with service.uploads.place(deadline) as body:
         record.enter("receive")
-        upload = await receive(request, config.upload_limit, body)
-        work = tier.answer(upload, record, deadline)
-        answer = await _while_wanted(request, service.stop.over, work)
+        try:
+            upload = await receive(request, config.upload_limit, body)
+            work = tier.answer(upload, record, deadline)
+            answer = await _while_wanted(request, service.stop.over, work)
+        finally:
+            service.answered(record)
     record.enter("answer")
     return _Followed(answer.model_dump_json(), tier.after(upload, answer))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
@@ -26,11 +27,13 @@ from stt_cascade.engine.protocol import Engine
 from stt_cascade.http.stop import Stop
 from stt_cascade.http.supervisor import Supervisor
 from stt_cascade.http.watchdog import Watchdog
+from stt_cascade.record import Record
 from stt_cascade.telemetry import gpu as nvml
 from stt_cascade.telemetry import logs
 from stt_cascade.telemetry.gpu import Gpu, Reading
 from stt_cascade.telemetry.machine import Machine
 from stt_cascade.telemetry.metrics import Metrics
+from stt_cascade.telemetry.process import trim
 from stt_sdk import __version__
 
 if TYPE_CHECKING:
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger("stt.service")
 
 State = Literal["loading", "ready", "slow", "broken", "wedged", "draining"]
+# A longer clip takes enough memory to be worth giving back. It is done a moment after the answer,
+# once for all the clips that are answered until then.
+LONG_CLIP_S = 60.0
+TRIM_AFTER_S = 1.0
+
 Load = Callable[[TierConfig], Engine]
 
 
@@ -67,6 +75,7 @@ class Service:
         )
         self.stop = Stop(config.drain_timeout_s, self.drain, self.uploads.wait_until_empty)
         self._supervisor = Supervisor()
+        self._trimming: asyncio.TimerHandle | None = None
         self._load = load
         self._own_pools = pools is None
         self._pools = pools or DecoderPools.make()
@@ -127,6 +136,16 @@ class Service:
             stack.enter_context(self.stop.on_signals())
             self._load_in_thread()
             yield
+
+    def answered(self, record: Record) -> None:
+        """A request's body and clip are of no more use: their memory goes back to the system."""
+        # Of a file that could not be decoded nobody knows how much it took.
+        if self._trimming is None and (record.audio_seconds or math.inf) > LONG_CLIP_S:
+            self._trimming = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim)
+
+    def _trim(self) -> None:
+        self._trimming = None
+        asyncio.get_running_loop().run_in_executor(None, trim)
 
     def drain(self) -> None:
         """Take nothing new; finish what has begun."""

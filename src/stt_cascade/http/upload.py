@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from stt_cascade.admission.uploads import Body
 from stt_cascade.config import ENVELOPE_BYTES
-from stt_cascade.engine.languages import LANGUAGES
+from stt_cascade.engine.languages import allowed, whisper_code
 from stt_cascade.engine.protocol import Options, Task, Timestamps
 from stt_cascade.errors import InvalidRequest, PayloadTooLarge
 from stt_cascade.http.envelope import Abandoned
@@ -154,12 +154,10 @@ def language_code(text: str) -> str | None:
     Raises:
         InvalidRequest: Whisper has no such language.
     """
-    given = text.lower()
-    if given in ("", "auto"):
+    if text.lower() in ("", "auto"):
         return None
-    code = given.replace("_", "-").partition("-")[0]
-    if code not in LANGUAGES:
+    if (code := whisper_code(text)) is None:
         raise InvalidRequest(
-            f"language {text[:64]!r} is not known; send an ISO 639-1 code such as en, or auto"
+            f"language {text[:64]!r} is not known; send auto, or one of: {allowed()}"
         )
     return code

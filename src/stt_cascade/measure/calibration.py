@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stt_cascade.cascade.decision import Policy
+from stt_cascade.labelled import unit
 from stt_cascade.measure.breakdown import (
     ENOUGH_GROUPS,
     ENOUGH_WRONG,
@@ -52,6 +53,7 @@ def analyse(
         "clips": len(clips),
         "groups": clips.groups,
         "words": int(clips.words.sum()),
+        "unit": unit(clip.language for clip in clips.rows),
         "target": str(target),
         "primary": alone(clips, clips.primary, clips.primary_ms, resampled),
         "fallback": alone(clips, clips.fallback, clips.fallback_ms, resampled),

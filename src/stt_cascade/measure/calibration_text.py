@@ -54,6 +54,7 @@ def sentences(report: Report) -> list[str]:
         f"off the promised one on average ({held['off_mean']['low']:+.1f} to "
         f"{held['off_mean']['high']:+.1f}), the WER {_signed(held['minus_fallback'])} points "
         "against the fallback's.",
+        f"Errors are counted in {report['unit']}.",
     ]
     if (difference := report["best_minus_fallback_pick"]) is not None:
         how = "makes no difference that shows"
