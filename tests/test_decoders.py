@@ -311,9 +311,12 @@ def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     ours, theirs = socket.socketpair()
+    shared = os.memfd_create("shared")
+    os.truncate(shared, 8)
     with theirs:
-        child = module._popen(theirs.fileno(), 0)
+        child = module._popen(theirs.fileno(), shared, 0)
     ours.close()
+    os.close(shared)
     assert child.wait(PATIENCE) == 0
     assert capfd.readouterr().err == ""
 

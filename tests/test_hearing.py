@@ -30,15 +30,15 @@ def pools() -> Iterator[DecoderPools]:
 
 def test_short_clips_pass_a_large_file_that_takes_its_time(pools: DecoderPools) -> None:
     large = wav(silence(LARGE_BYTES / 32_000 + 1))
-    process = pools.large._idle.get(timeout=PATIENCE)
+    process = pools.slow._idle.get(timeout=PATIENCE)
     assert process is not None
-    pools.large._idle.put(process)
+    pools.slow._idle.put(process)
     os.kill(process._child.pid, signal.SIGSTOP)
     tier = RunningTier(fallback_config(), FakeEngine(), pools=pools)
     try:
         tier.wait_until_ready()
         slow = tier.begin(large)
-        until(lambda: pools.large._idle.empty(), "the large file is being decoded")
+        until(lambda: pools.slow._idle.empty(), "the large file is being decoded")
         assert [tier.transcribe().status_code for _ in range(5)] == [200] * 5
         assert not slow.done()
         os.kill(process._child.pid, signal.SIGCONT)
@@ -53,7 +53,7 @@ def test_a_file_for_which_there_is_no_process_is_noticed(
     pools: DecoderPools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system may give no more of them."""
-    process = pools.common._idle.get(timeout=PATIENCE)
+    process = pools.quick._idle.get(timeout=PATIENCE)
     config = fallback_config(infer_timeout_s=1.0, wedged_exit_s=600.0)
     tier = RunningTier(config, FakeEngine(), pools=pools)
     try:
@@ -64,7 +64,7 @@ def test_a_file_for_which_there_is_no_process_is_noticed(
         assert tier.get("/v1/ready").json() == {"ready": False, "state": "wedged"}
         assert tier.metric("stt_oldest_inference_seconds") > 1.0
         monkeypatch.undo()
-        pools.common._idle.put(process)
+        pools.quick._idle.put(process)
         assert waiting.result(PATIENCE).status_code == 200
         until(lambda: tier.get("/v1/ready").status_code == 200, "it is ready again")
     finally:

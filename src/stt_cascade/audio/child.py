@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import io
 import math
+import mmap
 import os
 import resource
 import socket
@@ -17,7 +18,9 @@ import struct
 import sys
 import time
 import wave
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +29,14 @@ from stt_cascade.audio.decode import decode
 from stt_cascade.engine.protocol import SAMPLE_RATE
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 
-# What the service sends before the file: its size in bytes, raw G.722 or not, seconds allowed.
-REQUEST = struct.Struct("<Q?d")
+# What the service sends before the file: its number, not 0, its size in bytes, raw G.722 or not,
+# seconds of audio allowed, and of processor time.
+REQUEST = struct.Struct("<QQ?dd")
+# In memory that both share: the number of the file that the service does not want any more.
+UNWANTED = struct.Struct("<Q")
 # What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
 REPLY = struct.Struct("<BQ")
-SAMPLES, INVALID, TOO_LONG, BROKEN = range(4)
+SAMPLES, INVALID, TOO_LONG, BROKEN, TOO_SLOW, GIVEN_UP = range(6)
 READY = b"ready"
 
 # For one file, beyond what its decoded length explains.
@@ -46,9 +52,19 @@ COPIES = 3
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def main(descriptor: int, niceness: int) -> None:
+class _Ended(Exception):
+    """The decoding ends without a result; `kind` says why."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+
+
+def main(descriptor: int, shared: int, niceness: int) -> None:
     """Decode what comes over the socket until it closes."""
     service = socket.socket(fileno=descriptor)
+    unwanted = mmap.mmap(shared, UNWANTED.size, prot=mmap.PROT_READ)
+    os.close(shared)
     os.nice(niceness)
     _warm_up()
     memory = os.open("/proc/self/statm", os.O_RDONLY)
@@ -56,20 +72,37 @@ def main(descriptor: int, niceness: int) -> None:
     _confine(libc)
     service.sendall(READY)
     while header := _receive(service, REQUEST.size):
-        size, raw_g722, max_seconds = REQUEST.unpack(header)
+        number, size, raw_g722, max_seconds, cpu_seconds = REQUEST.unpack(header)
         pages = int(os.pread(memory, 64, 0).split()[0])
         _limit(pages * resource.getpagesize(), size, max_seconds)
         ffmpeg.av_max_alloc(ctypes.c_size_t(PIECE_BYTES + size))
-        kind, payload = _answer(_receive(service, size), raw_g722, max_seconds)
+        between = partial(_look, unwanted, number, time.process_time() + cpu_seconds)
+        kind, payload = _answer(_receive(service, size), raw_g722, max_seconds, between)
         service.sendall(REPLY.pack(kind, len(payload)))
         service.sendall(payload)
         del payload
         libc.malloc_trim(0)  # what a long clip took is of no use to the next one
 
 
-def _answer(data: bytes, raw_g722: bool, max_seconds: float) -> tuple[int, bytes]:
+def _look(unwanted: mmap.mmap, number: int, ends: float) -> None:
+    """Whether to go on with a file.
+
+    Raises:
+        _Ended: it is not wanted any more, or takes too long.
+    """
+    if UNWANTED.unpack_from(unwanted)[0] == number:
+        raise _Ended(GIVEN_UP)
+    if time.process_time() > ends:
+        raise _Ended(TOO_SLOW)
+
+
+def _answer(
+    data: bytes, raw_g722: bool, max_seconds: float, between: Callable[[], None]
+) -> tuple[int, bytes]:
     try:
-        samples = decode(data, raw_g722=raw_g722, max_seconds=max_seconds)
+        samples = decode(data, raw_g722=raw_g722, max_seconds=max_seconds, between=between)
+    except _Ended as ended:
+        return ended.kind, b""
     except InvalidAudio as error:
         return INVALID, error.message.encode()
     except AudioTooLong as error:
@@ -136,4 +169,4 @@ def _limit(used: int, size: int, max_seconds: float) -> None:
 
 if __name__ == "__main__":
     with suppress(ConnectionError):  # the service has ended, and nobody needs to be told
-        main(int(sys.argv[1]), int(sys.argv[2]))
+        main(*map(int, sys.argv[1:4]))

@@ -7,7 +7,7 @@ and session descriptions, which name further files and addresses.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
@@ -29,6 +29,9 @@ MAX_STREAMS = 32
 # 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
 SAMPLES_PER_SECOND = 2 * 48_000
 SAMPLES_PER_BYTE = 8
+# Twice what codecs have whose frames are shortest (Opus: 400). A frame costs as much as thousands of
+# samples, so a few kilobytes in frames of one sample would take a decoder for seconds.
+MAX_FRAMES_PER_SECOND = 1000
 # FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
 # would open whichever a file asks for, that of a picture too.
 DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pcm_")) | {
@@ -42,7 +45,13 @@ DECODERS = frozenset(name for name in av.codecs_available if name.startswith("pc
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
-def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
+def decode(
+    data: bytes,
+    *,
+    raw_g722: bool = False,
+    max_seconds: float,
+    between: Callable[[], None] = lambda: None,
+) -> Samples:
     """Decode an audio file; several channels become their mean.
 
     A file that breaks off is decoded as far as it goes; of one that is damaged, all but that.
@@ -50,6 +59,7 @@ def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Sample
     Args:
         raw_g722: the caller said that these are raw G.722 bytes, which nothing in them shows.
         max_seconds: longest allowed result.
+        between: called before each packet; what it raises ends the decoding.
 
     Returns:
         shape (n,), float32 in about [-1, 1], mono, 16 kHz.
@@ -69,7 +79,7 @@ def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Sample
     broken: av.FFmpegError | None = None
     try:
         most = int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data)
-        for block in _blocks(data, demuxer, most):
+        for block in _blocks(data, demuxer, most, between):
             count += len(block)
             if count > limit:
                 raise AudioTooLong(f"the audio is longer than the allowed {max_seconds:g} s")
@@ -120,7 +130,7 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
+def _blocks(data: bytes, demuxer: str, most: int, between: Callable[[], None]) -> Iterator[Samples]:
     """The first audio stream as mono blocks at 16 kHz, of at most so many samples of the file."""
     # Tags are in any encoding, and none is looked at.
     source = io.BytesIO(data)
@@ -144,8 +154,14 @@ def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
         resampler: av.AudioResampler | None = None
         shape: tuple[int, str, str] | None = None
         taken = 0
-        for frame in _frames(container, stream):
+        frames, seconds = 0, 0.0
+        for frame in _frames(container, stream, between):
             _check(frame)
+            frames, seconds = frames + 1, seconds + frame.samples / frame.rate
+            if frames > MAX_FRAMES_PER_SECOND * (1 + seconds):
+                raise InvalidAudio(
+                    f"the audio comes in more than {MAX_FRAMES_PER_SECOND} frames a second"
+                )
             taken += frame.samples * frame.layout.nb_channels
             if taken > most:
                 raise InvalidAudio(f"the audio has more than {most} samples, too many for its size")
@@ -164,7 +180,9 @@ def _blocks(data: bytes, demuxer: str, most: int) -> Iterator[Samples]:
         yield from _flush(resampler)
 
 
-def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+def _frames(
+    container: InputContainer, stream: AudioStream, between: Callable[[], None]
+) -> Iterator[AudioFrame]:
     """What can be decoded of a stream.
 
     A packet that cannot, as one is where the network lost a piece or two recordings were joined,
@@ -173,6 +191,7 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
     broken: av.FFmpegError | None = None
     heard = False
     for packet in container.demux(stream):
+        between()
         try:
             for frame in packet.decode():
                 heard = True

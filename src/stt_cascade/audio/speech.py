@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
@@ -24,7 +26,21 @@ OPTIONS = VadOptions(
 
 def detect(samples: Samples) -> tuple[Span, ...]:
     """Where somebody speaks; samples as in `Clip`."""
-    return _detect(samples, 0) or _detect(samples, BEFORE_AND_AFTER)
+    steps = detection(samples)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        found: tuple[Span, ...] = end.value
+        return found
+
+
+def detection(samples: Samples) -> Generator[None, None, tuple[Span, ...]]:
+    """The same in steps, between which it may be left waiting, or given up."""
+    if found := _detect(samples, 0):
+        return found
+    yield
+    return _detect(samples, BEFORE_AND_AFTER)
 
 
 def _detect(samples: Samples, around: int) -> tuple[Span, ...]:
