@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, envoy, escalation, hostile, overload, pool, soak, speech
+from faults import (
+    bodies,
+    ends,
+    envoy,
+    escalation,
+    hostile,
+    neighbours,
+    overload,
+    pool,
+    soak,
+    speech,
+)
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
     *overload.ROWS,
     *hostile.ROWS,
+    *neighbours.ROWS,
     *bodies.ROWS,
     *escalation.ROWS,
     *ends.ROWS,

@@ -29,8 +29,8 @@ MAX_STREAMS = 32
 # 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
 SAMPLES_PER_SECOND = 2 * 48_000
 SAMPLES_PER_BYTE = 8
-# Twice what codecs have whose frames are shortest (Opus: 400). A frame costs as much as thousands of
-# samples, so a few kilobytes in frames of one sample would take a decoder for seconds.
+# Twice what codecs have whose frames are shortest (Opus: 400). A frame costs as much as thousands
+# of samples, so a few kilobytes in frames of one sample would take a decoder for seconds.
 MAX_FRAMES_PER_SECOND = 1000
 # FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
 # would open whichever a file asks for, that of a picture too.
