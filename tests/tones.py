@@ -42,28 +42,29 @@ def tone(
     return (level * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
-def voice(seconds: float = 2.0, rate: int = RATE) -> Samples:
-    """Vowels that nobody said: speech to a speech detector, and to nobody else."""
-    time = np.arange(round(seconds * rate)) / rate
-    pitch = 120 + 20 * np.sin(2 * np.pi * 2.5 * time)
-    phase = 2 * np.pi * np.cumsum(pitch) / rate
-    first = 600 + 200 * np.sin(2 * np.pi * 3 * time)
-    second = 1300 + 400 * np.sin(2 * np.pi * 2 * time)
-    sound = np.zeros_like(time)
-    for harmonic in range(1, 40):
-        hertz = harmonic * pitch
-        loud = sum(
-            1 / (1 + ((hertz - formant) / width) ** 2)
-            for formant, width in ((first, 90), (second, 120), (2500, 200))
-        )
-        sound += loud * np.sin(harmonic * phase) / harmonic**0.5
-    sound *= np.clip(np.sin(2 * np.pi * 4 * time) + 0.6, 0, 1)  # syllables
-    sound *= 0.3 / np.abs(sound).max()
-    return sound.astype(np.float32)
-
-
 def silence(seconds: float = 1.0, rate: int = RATE) -> Samples:
     return np.zeros(round(seconds * rate), np.float32)
+
+
+def voice(seconds: float = 1.0, rate: int = RATE) -> Samples:
+    """What speech detection takes for somebody who speaks: vowels, with pauses between them."""
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = 120 + 20 * np.sin(2 * np.pi * 0.7 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    formants = (
+        (500 + 250 * np.sin(2 * np.pi * 1.3 * time), 80, 1.0),
+        (1500 + 500 * np.sin(2 * np.pi * 0.9 * time), 120, 0.5),
+    )
+    sound = np.zeros(len(time))
+    for harmonic in range(1, 28):
+        loud = sum(
+            peak / (1 + ((harmonic * pitch - formant) / width) ** 2)
+            for formant, width, peak in formants
+        )
+        sound += loud * np.sin(harmonic * phase)
+    sound *= np.clip(np.sin(2 * np.pi * 2 * time), 0, 1)
+    voiced: Samples = (0.5 * sound / np.abs(sound).max()).astype(np.float32)
+    return voiced
 
 
 def wav(samples: Samples | None = None, rate: int = RATE) -> bytes:

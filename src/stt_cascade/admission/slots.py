@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 from stt_cascade.admission.deadline import Deadline
@@ -69,7 +66,6 @@ class Slots:
         queue_seconds: seconds of audio that may wait; a caller's first piece of work may always,
             and so may an equal share of them for each caller.
         overhead: what a piece of work costs beyond its length, in seconds of audio.
-        niceness: added to that of the threads: they work when nobody else wants the processor.
     """
 
     def __init__(
@@ -80,12 +76,9 @@ class Slots:
         *,
         queue_seconds: float = math.inf,
         overhead: float = 0.0,
-        niceness: int = 0,
     ) -> None:
         self._name = name
-        self._executor = ThreadPoolExecutor(
-            size, thread_name_prefix=name, initializer=partial(_be_nice, niceness)
-        )
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._free = size
         self._queue_limit = queue
         self._queue_seconds = queue_seconds
@@ -362,8 +355,3 @@ class Slots:
         """Drop the threads as they end."""
         self.drain()
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _be_nice(niceness: int) -> None:
-    if niceness:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)  # this thread's alone
