@@ -22,11 +22,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes import PATIENCE
+from faults.files import long_opus
 from running import until
 from stt_cascade.audio import decoders as module
 from stt_cascade.audio.child import BROKEN, REPLY, SAMPLES
 from stt_cascade.audio.decode import decode
-from stt_cascade.audio.decoders import Decoders
+from stt_cascade.audio.decoders import Decoders, GivenUp, Interest, TooSlow
 from stt_cascade.engine.protocol import Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 from tones import CONTAINERS, encoded, pitch, silence, tone, wav
@@ -343,3 +344,37 @@ def test_no_folder_is_left_behind_by_a_process_that_does_not_start(
     monkeypatch.undo()
     assert len(one.decode(wav(tone(1.0)), max_seconds=10)) == 16_000
     one.close()
+
+
+def test_a_file_that_takes_more_processor_time_than_it_is_given_is_too_slow(
+    decoders: Decoders,
+) -> None:
+    before = pid(decoders)
+    with pytest.raises(TooSlow):
+        decoders.decode(long_opus(598), max_seconds=600, cpu_seconds=0.01)
+    assert pid(decoders) == before
+    assert len(decoders.decode(wav(), max_seconds=10, cpu_seconds=60)) == 16_000
+
+
+def test_a_file_that_nobody_waits_for_is_not_decoded_further(decoders: Decoders) -> None:
+    interest = Interest()
+    with ThreadPoolExecutor(1) as caller:
+        process = idle(decoders)
+        os.kill(process._child.pid, signal.SIGSTOP)
+        decoders._idle.put(process)
+        answer = caller.submit(decoders.decode, long_opus(598), max_seconds=600, interest=interest)
+        until(lambda: unread(process._socket) > 0, "it has been given the file")
+        interest.lose()
+        os.kill(process._child.pid, signal.SIGCONT)
+        with pytest.raises(GivenUp):
+            answer.result(PATIENCE)
+    assert len(decoders.decode(wav(), max_seconds=10)) == 16_000
+    assert pid(decoders) == process._child.pid
+
+
+def test_who_has_left_before_the_file_is_sent_gets_no_decoding(decoders: Decoders) -> None:
+    interest = Interest()
+    interest.lose()
+    with pytest.raises(GivenUp):
+        decoders.decode(wav(), max_seconds=10, interest=interest)
+    assert len(decoders.decode(wav(), max_seconds=10)) == 16_000

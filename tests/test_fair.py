@@ -168,8 +168,8 @@ def test_no_schedule_loses_work_or_lets_a_caller_wait_for_more_than_its_share(
     entries: list[Entry[int]] = []
     done = Counter[str]()
     since: dict[Entry[int], Counter[str]] = {}
-    for number in range(data.draw(st.integers(1, 60))):
-        if queue and data.draw(st.booleans()):
+    for number, takes in enumerate(data.draw(st.lists(st.booleans(), max_size=60))):
+        if takes and queue:
             entry = queue.take()
             entries.remove(entry)
             queue.end(entry, 1.0)
