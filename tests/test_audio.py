@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from av.audio.stream import AudioStream
 
-from stt_cascade.audio.decode import decode
+from faults.files import tiny_frames
+from stt_cascade.audio.decode import decode, read
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples
 from stt_cascade.errors import AudioTooLong, InvalidAudio, Refusal
 from tones import CONTAINERS, encoded, pitch, silence, tone, video, wav
@@ -287,3 +288,21 @@ def test_a_mutilated_file_is_heard_or_refused_and_nothing_else(name: str) -> Non
             decoded(bytes(spoilt), raw_g722=name == "g722", max_seconds=30)
         except Refusal as refused:
             assert refused.message
+
+
+def test_a_file_in_frames_of_one_sample_is_refused_soon() -> None:
+    with pytest.raises(InvalidAudio, match="more than 1000 frames a second"):
+        decode(tiny_frames(1.0), max_seconds=10)
+
+
+def test_what_is_called_between_packets_can_end_the_decoding() -> None:
+    calls: list[None] = []
+
+    def third() -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        read(encoded("ogg-opus", 10.0), max_seconds=20, between=third)
+    assert len(calls) == 3

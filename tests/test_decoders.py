@@ -26,11 +26,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes import PATIENCE
+from faults.files import long_opus
 from running import until
 from stt_cascade.audio import decoders as module
 from stt_cascade.audio.child import BROKEN, LIMITED, NO_MEMORY, REPLY, SAMPLES
 from stt_cascade.audio.decode import Decoded, decode
-from stt_cascade.audio.decoders import Decoders
+from stt_cascade.audio.decoders import Decoders, GivenUp, Interest, TooSlow
 from stt_cascade.errors import AudioTooLong, Internal, InvalidAudio
 from tones import CONTAINERS, encoded, pitch, silence, tone, wav
 
@@ -324,9 +325,12 @@ def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     ours, theirs = socket.socketpair()
+    shared = os.memfd_create("shared")
+    os.truncate(shared, 8)
     with theirs:
-        child = module._popen(theirs.fileno(), 0)
+        child = module._popen(theirs.fileno(), shared, 0)
     ours.close()
+    os.close(shared)
     assert child.wait(PATIENCE) == 0
     assert capfd.readouterr().err == ""
 
@@ -477,3 +481,37 @@ def test_an_invalid_file_under_a_low_limit_is_still_the_callers(decoders: Decode
     with pytest.raises(InvalidAudio, match=r"why\?"):
         decoders.decode(wav(), max_seconds=10)
     theirs.close()
+
+
+def test_a_file_that_takes_more_processor_time_than_it_is_given_is_too_slow(
+    decoders: Decoders,
+) -> None:
+    before = pid(decoders)
+    with pytest.raises(TooSlow):
+        decoders.decode(long_opus(598), max_seconds=600, cpu_seconds=0.01)
+    assert pid(decoders) == before
+    assert len(decoders.decode(wav(), max_seconds=10, cpu_seconds=60).samples) == 16_000
+
+
+def test_a_file_that_nobody_waits_for_is_not_decoded_further(decoders: Decoders) -> None:
+    interest = Interest()
+    with ThreadPoolExecutor(1) as caller:
+        process = idle(decoders)
+        os.kill(process._child.pid, signal.SIGSTOP)
+        decoders._idle.put(process)
+        answer = caller.submit(decoders.decode, long_opus(598), max_seconds=600, interest=interest)
+        until(lambda: unread(process._socket) > 0, "it has been given the file")
+        interest.lose()
+        os.kill(process._child.pid, signal.SIGCONT)
+        with pytest.raises(GivenUp):
+            answer.result(PATIENCE)
+    assert len(decoders.decode(wav(), max_seconds=10).samples) == 16_000
+    assert pid(decoders) == process._child.pid
+
+
+def test_who_has_left_before_the_file_is_sent_gets_no_decoding(decoders: Decoders) -> None:
+    interest = Interest()
+    interest.lose()
+    with pytest.raises(GivenUp):
+        decoders.decode(wav(), max_seconds=10, interest=interest)
+    assert len(decoders.decode(wav(), max_seconds=10).samples) == 16_000

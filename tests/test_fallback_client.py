@@ -41,10 +41,14 @@ class Asking:
         self.clock = clock
 
     async def ask(
-        self, seconds: float = 20, audio: bytes = b"clip" * 10_000, lasts: float | None = None
+        self,
+        seconds: float = 20,
+        audio: bytes = b"clip" * 10_000,
+        lasts: float | None = None,
+        caller: str = "",
     ) -> str:
         upload = Upload(audio, raw_g722=False, options=Options())
-        record = Record("id", "/", "t", audio_seconds=lasts)
+        record = Record("id", "/", "t", audio_seconds=lasts, caller=caller)
         return (await self.client.ask(upload, record, Deadline(seconds))).text
 
     def begin(self) -> asyncio.Task[str]:
@@ -250,6 +254,54 @@ def test_no_more_calls_are_made_at_once_than_there_are_places(scripted: Scripted
 
     assert len(asyncio.run(scenario())) == MAX_CALLS + 20
     assert fallback.most_live == MAX_CALLS
+
+
+def test_a_callers_call_does_not_wait_for_those_of_another(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback_client, "MAX_CALLS", 1)
+    hold = threading.Event()
+    fallback = scripted(Reply(holds=hold))
+
+    async def scenario() -> list[str]:
+        order = list[str]()
+        async with asking(fallback) as asked:
+
+            async def one(caller: str) -> None:
+                await asked.ask(caller=caller)
+                order.append(caller)
+
+            calls = []
+            for caller in ("many", "many", "many", "other"):
+                calls.append(asyncio.ensure_future(one(caller)))
+                await asyncio.sleep(0)
+            await came(fallback, 1)
+            hold.set()
+            await asyncio.gather(*calls)
+        return order
+
+    assert asyncio.run(scenario()) == ["many", "other", "many", "many"]
+
+
+def test_a_busy_fallback_gets_no_more_calls_at_once_than_it_bears(scripted: Scripted) -> None:
+    hold = threading.Event()
+    busy = error(503, "overloaded", **{"Retry-After": "60"})
+    fallback = scripted(*[Reply(holds=hold)] * 2, busy, *[Reply(holds=hold)] * 9)
+
+    async def scenario() -> None:
+        async with asking(fallback) as asked:
+            first = [asked.begin() for _ in range(2)]
+            await came(fallback, 2)
+            assert await asked.outcome() == "overloaded"
+            more = [asked.begin() for _ in range(4)]
+            await asyncio.sleep(0)
+            assert asked.client._under_way == 2
+            hold.set()
+            await asyncio.gather(*first, *more)
+            assert asked.client._bears > 4
+
+    asyncio.run(scenario())
+    assert fallback.most_live <= 3
 
 
 def test_an_open_breaker_needs_no_place_to_refuse(

@@ -26,7 +26,8 @@ from stt_sdk import STTError
 MIB = 1024 * 1024
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine"
 IN_SHORT = (
-    *("disconnects", "overload", "playlists", "bombs", "strangers", "stop", "kill", "long-clips"),
+    *("disconnects", "neighbours", "overload", "playlists", "bombs", "strangers", "stop", "kill"),
+    "long-clips",
     *("pool-kill", "pool-rolling", "pool-busy", "pool-cancel"),
 )
 

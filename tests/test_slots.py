@@ -359,3 +359,104 @@ def test_a_callers_deadline_shortens_only(header: str | None, seconds: float) ->
 def test_any_other_deadline_is_refused(header: str) -> None:
     with pytest.raises(InvalidRequest, match="X-Deadline-Ms"):
         from_header(header, 60)
+
+
+def test_a_caller_does_not_wait_for_what_another_one_has_queued(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9, overhead=1)
+        calls = [start(slots.run(work.named(n), Deadline(5), caller="many")) for n in "abcd"]
+        await soon(lambda: slots.depth == 3)
+        calls.append(start(slots.run(work.named("other"), Deadline(5), caller="other")))
+        await soon(lambda: slots.depth == 4)
+        work.go.set()
+        await asyncio.gather(*calls)
+        assert work.done == ["a", "other", "b", "c", "d"]
+        slots.close()
+
+    run(test)
+
+
+def test_in_a_full_queue_the_latest_of_the_caller_with_most_gives_way(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 2, overhead=1)
+        first, second, third = (
+            start(slots.run(work.named(n), Deadline(5), caller="many")) for n in "abc"
+        )
+        await soon(lambda: slots.depth == 2)
+        slots.check(Deadline(5), caller="other")
+        other = start(slots.run(work.named("other"), Deadline(5), caller="other"))
+        with pytest.raises(Overloaded, match="gave way to another caller's"):
+            await third
+        with pytest.raises(Overloaded, match="1 requests are being worked on and 2 wait"):
+            await slots.run(work.named("d"), Deadline(5), caller="many")
+        work.go.set()
+        await asyncio.gather(first, second, other)
+        assert work.done == ["a", "other", "b"]
+        slots.close()
+
+    run(test)
+
+
+def test_what_was_let_in_gives_way_to_nobody(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 1, overhead=1)
+        first = start(slots.run(work.named("a"), Deadline(5), caller="many"))
+        steps = [
+            start(slots.run(work.named(n), Deadline(5), caller="many", admitted=True)) for n in "bc"
+        ]
+        await soon(lambda: slots.depth == 2)
+        with pytest.raises(Overloaded):
+            await slots.run(work.named("x"), Deadline(5), caller="other")
+        work.go.set()
+        assert await asyncio.gather(first, *steps) == ["a", "b", "c"]
+        slots.close()
+
+    run(test)
+
+
+def test_a_wait_is_predicted_for_each_caller(work: Work) -> None:
+    """Here one second for ten seconds of audio."""
+
+    async def test() -> None:
+        slots = Slots("t", 1, 9)
+        slots._pace.measure(1.0, 10.0)
+        calls = [
+            start(slots.run(work.named(n), Deadline(60), audio_seconds=100, caller="many"))
+            for n in "abc"
+        ]
+        await soon(lambda: slots.depth == 2)
+        with pytest.raises(Overloaded, match=r"would be done in 3\d"):
+            await slots.run(work.named("d"), Deadline(25), audio_seconds=20, caller="many")
+        slots.check(Deadline(14), audio_seconds=20, caller="other")
+        with pytest.raises(Overloaded, match=r"would be done in 1[12]"):
+            slots.check(Deadline(10), audio_seconds=20, caller="other")
+        assert slots.predicted_wait == pytest.approx(30, abs=1)
+        work.go.set()
+        await asyncio.gather(*calls)
+        slots.close()
+
+    run(test)
+
+
+def test_one_callers_audio_in_the_queue_leaves_room_for_anothers(work: Work) -> None:
+    async def test() -> None:
+        slots = Slots("t", 1, 9, queue_seconds=60)
+        calls = [
+            start(slots.run(work.named(n), Deadline(5), audio_seconds=30, caller="many"))
+            for n in "abc"
+        ]
+        await soon(lambda: slots.depth == 2)
+        with pytest.raises(Overloaded, match="60 s of audio wait already"):
+            slots.check(Deadline(5), 1, caller="many")
+        calls += [
+            start(slots.run(work.named("x"), Deadline(5), audio_seconds=15, caller="other"))
+            for _ in range(2)
+        ]
+        await soon(lambda: slots.depth == 4)
+        with pytest.raises(Overloaded):
+            slots.check(Deadline(5), 1, caller="other")
+        work.go.set()
+        await asyncio.gather(*calls)
+        slots.close()
+
+    run(test)

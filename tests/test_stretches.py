@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 
 from stt_cascade.audio.decode import read
-from stt_cascade.audio.speech import detect
-from stt_cascade.audio.stretches import SILENCE, detect_apart
+from stt_cascade.audio.speech import detection
+from stt_cascade.audio.stretches import SILENCE, Detection, Steps, detection_apart
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 
 HOLE = Path(__file__).parents[2] / "shared/cases/webm_6s_gap.webm"
 
 
-def everything(samples: Samples) -> tuple[Span, ...]:
+def everything(samples: Samples) -> Steps:
+    yield
     return (Span(0, len(samples)),)
+
+
+def detect_apart(samples: Samples, detection: Detection) -> tuple[Span, ...]:
+    """All steps of it."""
+    steps = detection_apart(samples, detection)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: tuple[Span, ...] = end.value
+            return found
 
 
 @pytest.mark.parametrize(
@@ -46,7 +58,7 @@ def test_words_right_behind_a_hole_are_speech(seconds: int) -> None:
     clip = read(HOLE.read_bytes(), max_seconds=60).samples
     before, after = clip[:51_000], clip[round(9.213 * SAMPLE_RATE) :]
     spans = detect_apart(
-        np.concatenate([before, np.zeros(seconds * SAMPLE_RATE, np.float32), after]), detect
+        np.concatenate([before, np.zeros(seconds * SAMPLE_RATE, np.float32), after]), detection
     )
     begins = [span.start / SAMPLE_RATE for span in spans if span.start >= len(before)]
     assert begins[0] == pytest.approx(51_000 / SAMPLE_RATE + seconds, abs=0.1)

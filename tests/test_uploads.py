@@ -214,3 +214,80 @@ def test_a_body_that_fails_in_the_moment_of_its_refusal_leaves_no_complaint() ->
     asyncio.run(fail())
     gc.collect()  # a task complains when it goes
     assert complaints == []
+
+
+async def sending(places: Uploads, caller: str, *sizes: int) -> asyncio.Task[None]:
+    """A caller whose body comes so far, and then no further."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for size in sizes:
+            yield bytes(size)
+        await asyncio.Event().wait()
+
+    async def receive() -> None:
+        source = body()
+        with places.place(later(), caller) as place:
+            while await place.next(source):
+                pass
+
+    task = asyncio.create_task(receive())
+    for _ in range(3 + 5 * len(sizes)):
+        await asyncio.sleep(0)
+    return task
+
+
+def test_another_callers_body_gets_the_place_of_the_one_that_comes_most_slowly() -> None:
+    async def crowd() -> None:
+        clock = Clock()
+        places = Uploads(3, clock)
+        slow = await sending(places, "many", 1300)
+        quick = await sending(places, "many", 1_000_000)
+        own = await sending(places, "other", 10)
+        clock.now += 0.4  # nobody is too slow
+        with places.place(later(), "third"):
+            with pytest.raises(Overloaded, match="gave way to another caller's"):
+                await slow
+            assert not quick.done()
+            assert not own.done()
+            with pytest.raises(Overloaded, match="3 uploads"):
+                places.place(later(), "many").__enter__()
+        for task in (quick, own):
+            task.cancel()
+        await asyncio.wait({quick, own})
+
+    asyncio.run(crowd())
+
+
+def test_where_all_have_come_the_latest_of_the_caller_with_most_gives_way() -> None:
+    async def crowd() -> None:
+        places = Uploads(3)
+        with (
+            places.place(later(), "other") as other,
+            places.place(later(), "many") as first,
+            places.place(later(), "many") as second,
+        ):
+            for body in (other, first, second):
+                assert not await body.next(chunks())
+            with places.place(later(), "third"):
+                assert isinstance(second.refused.result(), Overloaded)
+            assert not other.refused.done()
+            assert not first.refused.done()
+
+    asyncio.run(crowd())
+
+
+def test_a_caller_with_most_places_takes_none_of_another_whose_body_pauses() -> None:
+    async def crowd() -> None:
+        clock = Clock()
+        places = Uploads(3, clock)
+        many = [await sending(places, "many", 10) for _ in range(2)]
+        other = await sending(places, "other", 10)
+        clock.now += 2 * YIELDS_AFTER_S
+        with places.place(later(), "many"):
+            await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)
+            assert not other.done()
+        for task in (*many, other):
+            task.cancel()
+        await asyncio.wait({*many, other})
+
+    asyncio.run(crowd())

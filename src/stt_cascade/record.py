@@ -30,6 +30,8 @@ class Record:
         endpoint: the same, or `other`.
         traceparent, tracestate: what the fallback is told; the caller's own unless this tier
             traces, too. The second goes with the first only.
+        caller: who shares the service with others: the key's id, or where there are no keys the
+            address as the rate limit counts it.
         stages: in the order of their beginning.
     """
 
@@ -42,6 +44,7 @@ class Record:
     started: float = field(default_factory=time.perf_counter)
     stages: list[Stage] = field(default_factory=list)
     key_id: str | None = None
+    caller: str = ""
     audio_seconds: float | None = None
     queue_wait_ms: float | None = None
     primary_infer_ms: float | None = None

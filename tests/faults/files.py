@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
 
 # The longest block that FLAC has.
 _BLOCK = 65535
@@ -76,6 +81,20 @@ def _crc(data: bytes, bits: int, polynomial: int) -> int:
         for _ in range(8):
             crc = ((crc << 1) ^ (polynomial if crc & top else 0)) & mask
     return crc
+
+
+def tiny_frames(seconds: float = 2.0, rate: int = 16_000) -> bytes:
+    """Silence in Matroska, 16 bytes of file for each frame of one sample."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        stream = output.add_stream("pcm_s16le", rate=rate, layout="mono")
+        assert isinstance(stream, AudioStream)
+        for number in range(round(seconds * rate)):
+            packet = av.Packet(bytes(2))
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base = Fraction(1, rate)
+            output.mux(packet)
+    return buffer.getvalue()
 
 
 def long_opus(seconds: int) -> bytes:

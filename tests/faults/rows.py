@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from faults import bodies, ends, envoy, escalation, hostile, memory, overload, pool, soak, speech
+from faults import (
+    bodies,
+    ends,
+    envoy,
+    escalation,
+    hostile,
+    memory,
+    neighbours,
+    overload,
+    pool,
+    soak,
+    speech,
+)
 from faults.report import Row
 
 ROWS: tuple[Row, ...] = (
     *overload.ROWS,
     *hostile.ROWS,
+    *neighbours.ROWS,
     *bodies.ROWS,
     *memory.ROWS,
     *escalation.ROWS,

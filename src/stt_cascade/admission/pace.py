@@ -21,3 +21,7 @@ class Pace:
     def predict(self, cost: float) -> float:
         """Seconds for that many seconds of audio; 0 as long as nothing has been measured."""
         return cost * self._seconds / self._cost if self._cost else 0.0
+
+    def cost(self, seconds: float, *, default: float) -> float:
+        """The cost of work that takes so long; the default as long as nothing has been measured."""
+        return seconds * self._cost / self._seconds if self._seconds else default

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.slots import NOBODY
 from stt_cascade.errors import Draining, Overloaded, Refusal, RequestTimeout
 from stt_sdk._within import AGAIN_S
 
@@ -19,6 +21,9 @@ GRACE_S = 8.0
 MIN_BYTES_PER_S = 1024
 # A body that is this far behind gives its place to a newcomer, if none is free.
 YIELDS_AFTER_S = 0.5
+# As speech without compression comes while it is recorded: of the bodies of callers who hold too
+# many places, the one goes first that has taken longest beyond this.
+FAST_BYTES_PER_S = 32_000
 
 
 class Pace:
@@ -38,19 +43,28 @@ class Pace:
 
 
 class Body:
-    """One body while it is received.
+    """One body while its place is held: as it is received, and as the clip in it is worked on.
 
     Args:
         deadline: of the request.
+        caller: whose it is.
         clock: monotonic seconds.
+
+    Attributes:
+        coming: whether more of it is to come.
+        refused: why it has to give its place away, once it has to.
     """
 
-    def __init__(self, deadline: Deadline, clock: Callable[[], float]) -> None:
+    def __init__(self, deadline: Deadline, caller: str, clock: Callable[[], float]) -> None:
+        self.caller = caller
+        self.coming = True
+        self.refused: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
         self._deadline = deadline
         self._clock = clock
         self._pace = Pace()
+        self._began = clock()
+        self._received = 0
         self._waiting_since: float | None = None
-        self._refused: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
 
     @property
     def behind(self) -> float:
@@ -59,10 +73,15 @@ class Body:
             return 0.0
         return GRACE_S - self._pace.patience + self._clock() - self._waiting_since
 
+    @property
+    def lag(self) -> float:
+        """Seconds that it has taken so far and would not have at `FAST_BYTES_PER_S`."""
+        return self._clock() - self._began - self._received / FAST_BYTES_PER_S
+
     def refuse(self, refusal: Refusal) -> None:
-        """End the wait for the rest of it, if there is one."""
-        if not self._refused.done():
-            self._refused.set_result(refusal)
+        """End the wait for the rest of it, or the work on it."""
+        if not self.refused.done():
+            self.refused.set_result(refusal)
 
     async def next(self, chunks: AsyncIterator[bytes]) -> bytes:
         """The next bytes; none at the end.
@@ -75,15 +94,15 @@ class Body:
         coming = asyncio.ensure_future(anext(chunks, b""))
         # Of a body that is refused nobody looks at what it failed with.
         coming.add_done_callback(lambda late: late.cancelled() or late.exception())
-        either: set[asyncio.Future[Any]] = {coming, self._refused}
+        either: set[asyncio.Future[Any]] = {coming, self.refused}
         try:
             await asyncio.wait(
                 either,
                 timeout=min(max(0.0, self._pace.patience), self._deadline.remaining),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if self._refused.done():
-                raise self._refused.result()
+            if self.refused.done():
+                raise self.refused.result()
             if not coming.done():
                 raise RequestTimeout(self._complaint())
             chunk = coming.result()
@@ -94,6 +113,8 @@ class Body:
                 coming.cancel()
                 await asyncio.wait({coming}, timeout=AGAIN_S)
         self._pace.waited(self._clock() - since, len(chunk))
+        self._received += len(chunk)
+        self.coming = bool(chunk)
         return chunk
 
     def _complaint(self) -> str:
@@ -108,6 +129,9 @@ class Body:
 class Uploads:
     """At most `size` bodies are held at once, from before their first byte until the answer.
 
+    Callers share the places: if none is free, those who hold more than a newcomer then will give
+    one up, first of all that of the body which comes most slowly.
+
     Args:
         clock: monotonic seconds.
     """
@@ -115,7 +139,8 @@ class Uploads:
     def __init__(self, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.size = size
         self._clock = clock
-        self._held: set[Body] = set()
+        # In the order in which they came.
+        self._held: dict[Body, None] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -125,21 +150,21 @@ class Uploads:
         return len(self._held)
 
     @contextmanager
-    def place(self, deadline: Deadline) -> Iterator[Body]:
+    def place(self, deadline: Deadline, caller: str = NOBODY) -> Iterator[Body]:
         """A place within the block, for a body that is then received there.
 
         Raises:
-            Overloaded: none is free, and no body is far enough behind to give up its own.
+            Overloaded: none is free, and none has to be given up for this caller.
         """
         if len(self._held) >= self.size:
-            self._make_room()
-        body = Body(deadline, self._clock)
-        self._held.add(body)
+            self._make_room(caller)
+        body = Body(deadline, caller, self._clock)
+        self._held[body] = None
         self._empty.clear()
         try:
             yield body
         finally:
-            self._held.discard(body)
+            self._held.pop(body, None)
             if not self._held:
                 self._empty.set()
 
@@ -147,14 +172,34 @@ class Uploads:
         """Until no body is held: all of them are answered."""
         await self._empty.wait()
 
-    def _make_room(self) -> None:
-        last = max(self._held, key=lambda body: body.behind)
-        if last.behind < YIELDS_AFTER_S:
+    def _make_room(self, caller: str) -> None:
+        holds = Counter(body.caller for body in self._held)
+        mine = holds[caller]
+        body = self._slow([b for b in self._held if b.caller == caller or holds[b.caller] > mine])
+        refusal: Refusal = RequestTimeout("the body came too slowly while others waited for room")
+        if body is None:
+            body = self._spare([b for b in self._held if holds[b.caller] > mine + 1], holds)
+            refusal = Overloaded("this upload gave way to another caller's", retry_after=1)
+        if body is None:
             raise Overloaded(f"{self.size} uploads are being worked on already", retry_after=1)
-        last.refuse(RequestTimeout("the body came too slowly while others waited for room"))
-        self._held.discard(last)
+        body.refuse(refusal)
+        del self._held[body]
+
+    @staticmethod
+    def _slow(bodies: list[Body]) -> Body | None:
+        """The one that is furthest behind, if it is far behind."""
+        last = max(bodies, key=lambda body: body.behind, default=None)
+        return None if last is None or last.behind < YIELDS_AFTER_S else last
+
+    @staticmethod
+    def _spare(bodies: list[Body], holds: Counter[str]) -> Body | None:
+        """One that comes slowly, or the latest of the caller who holds most."""
+        if coming := [body for body in bodies if body.coming]:
+            return max(coming, key=lambda body: body.lag)
+        return max(reversed(bodies), key=lambda body: holds[body.caller], default=None)
 
     def drain(self) -> None:
         """Send home whose body is still coming; who has sent it may wait for the answer."""
         for body in self._held:
-            body.refuse(Draining("the service is stopping", retry_after=1))
+            if body.coming:
+                body.refuse(Draining("the service is stopping", retry_after=1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import io
 import math
+import mmap
 import os
 import resource
 import signal
@@ -21,7 +22,9 @@ import struct
 import sys
 import time
 import wave
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +33,15 @@ from stt_cascade.audio.decode import read
 from stt_cascade.engine.protocol import SAMPLE_RATE
 from stt_cascade.errors import AudioTooLong, InvalidAudio
 
-# What the service sends before the file: its size in bytes, raw G.722 or not, seconds allowed.
-REQUEST = struct.Struct("<Q?d")
+# What the service sends before the file: its number, not 0, its size in bytes, raw G.722 or not,
+# seconds of audio allowed, and of processor time.
+REQUEST = struct.Struct("<QQ?dd")
+# In memory that both share: the number of the file that the service does not want any more.
+UNWANTED = struct.Struct("<Q")
 # What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
 # Of samples also whether they are the whole file's, and when they begin, in seconds.
 REPLY = struct.Struct("<B?dQ")
-SAMPLES, INVALID, TOO_LONG, BROKEN, NO_MEMORY = range(5)
+SAMPLES, INVALID, TOO_LONG, BROKEN, NO_MEMORY, TOO_SLOW, GIVEN_UP = range(7)
 # Before the reply, where limits are low: a sentence that names them.
 LIMITED = 255
 READY = b"ready"
@@ -54,12 +60,22 @@ LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_CPU")
 _PR_SET_NO_NEW_PRIVS = 38
 
 
-def main(descriptor: int, niceness: int) -> None:
+class _Ended(Exception):
+    """The decoding ends without a result; `kind` says why."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+
+
+def main(descriptor: int, shared: int, niceness: int) -> None:
     """Decode what comes over the socket until it closes."""
     service = socket.socket(fileno=descriptor)
     for number in (signal.SIGINT, signal.SIGHUP):
         # A terminal sends them to all its processes; the service ends this one when it has to.
         signal.signal(number, signal.SIG_IGN)
+    unwanted = mmap.mmap(shared, UNWANTED.size, prot=mmap.PROT_READ)
+    os.close(shared)
     os.nice(niceness)
     allowed = limits()
     _warm_up()
@@ -68,25 +84,40 @@ def main(descriptor: int, niceness: int) -> None:
     _confine(libc)
     service.sendall(READY)
     while header := _receive(service, REQUEST.size):
-        size, raw_g722, max_seconds = REQUEST.unpack(header)
+        number, size, raw_g722, max_seconds, cpu_seconds = REQUEST.unpack(header)
         total, *_, data, _ = map(int, os.pread(memory, 128, 0).split())
         page = resource.getpagesize()
         low = _limit(total * page, data * page, size, max_seconds, allowed)
         if low:
             service.sendall(REPLY.pack(LIMITED, True, 0.0, len(low)) + low.encode())
         ffmpeg.av_max_alloc(ctypes.c_size_t(PIECE_BYTES + size))
-        head, payload = _answer(_receive(service, size), raw_g722, max_seconds)
+        between = partial(_look, unwanted, number, time.process_time() + cpu_seconds)
+        head, payload = _answer(_receive(service, size), raw_g722, max_seconds, between)
         service.sendall(REPLY.pack(*head, len(payload)))
         service.sendall(payload)
         del payload
         libc.malloc_trim(0)  # what a long clip took is of no use to the next one
 
 
+def _look(unwanted: mmap.mmap, number: int, ends: float) -> None:
+    """Whether to go on with a file.
+
+    Raises:
+        _Ended: it is not wanted any more, or takes too long.
+    """
+    if UNWANTED.unpack_from(unwanted)[0] == number:
+        raise _Ended(GIVEN_UP)
+    if time.process_time() > ends:
+        raise _Ended(TOO_SLOW)
+
+
 def _answer(
-    data: bytes, raw_g722: bool, max_seconds: float
+    data: bytes, raw_g722: bool, max_seconds: float, between: Callable[[], None]
 ) -> tuple[tuple[int, bool, float], bytes | memoryview]:
     try:
-        decoded = read(data, raw_g722=raw_g722, max_seconds=max_seconds)
+        decoded = read(data, raw_g722=raw_g722, max_seconds=max_seconds, between=between)
+    except _Ended as ended:
+        return (ended.kind, True, 0.0), b""
     except InvalidAudio as error:
         return (INVALID, True, 0.0), error.message.encode()
     except AudioTooLong as error:
@@ -179,4 +210,4 @@ def measured(name: str, limit: int) -> str:
 
 if __name__ == "__main__":
     with suppress(ConnectionError):  # the service has ended, and nobody needs to be told
-        main(int(sys.argv[1]), int(sys.argv[2]))
+        main(*map(int, sys.argv[1:4]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -34,6 +34,9 @@ MAX_STREAMS = 32
 # 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
 SAMPLES_PER_SECOND = 2 * 48_000
 SAMPLES_PER_BYTE = 8
+# Twice what codecs have whose frames are shortest (Opus: 400). A frame costs as much as thousands
+# of samples, so a few kilobytes in frames of one sample would take a decoder for seconds.
+MAX_FRAMES_PER_SECOND = 1000
 # Of float samples: 24 dB over full scale, which no mixer's headroom goes beyond. What lies above
 # are integers stored as floats, or no sound at all, and from there on speech detection loses words.
 MAX_SAMPLE = 16.0
@@ -73,12 +76,22 @@ class Decoded:
     whole: bool = True
 
 
+def _go_on() -> None:
+    pass
+
+
 def decode(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Samples:
     """The samples of `read`."""
     return read(data, raw_g722=raw_g722, max_seconds=max_seconds).samples
 
 
-def read(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
+def read(
+    data: bytes,
+    *,
+    raw_g722: bool = False,
+    max_seconds: float,
+    between: Callable[[], None] = _go_on,
+) -> Decoded:
     """Decode an audio file; several channels become one, several files one after the other.
 
     A file that breaks off is decoded as far as it goes; of one that is damaged, all but that. Where
@@ -87,6 +100,7 @@ def read(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
     Args:
         raw_g722: the caller said that these are raw G.722 bytes, which nothing in them shows.
         max_seconds: longest allowed result.
+        between: called before each packet; what it raises ends the decoding.
 
     Raises:
         InvalidAudio: not audio, not supported, not sound, or shorter than 0.1 s.
@@ -96,7 +110,8 @@ def read(data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
         raise InvalidAudio("the audio file is empty")
     if not raw_g722 and sniff(data) is None:
         raise InvalidAudio(f"not an audio file of a supported format; allowed are: {FORMATS}")
-    tape = _Tape(max_seconds, int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data))
+    most = int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data)
+    tape = _Tape(max_seconds, most, between)
     broken: str | None = None
     for part in (Part("g722", data),) if raw_g722 else parts(data):
         if part is None:
@@ -125,18 +140,21 @@ class _Tape:
     Args:
         max_seconds: as `read`.
         most: samples that it may have in all, at their own rate, of all channels.
+        between: as `read`.
 
     Attributes:
         count: samples heard.
         whole: as `Decoded`.
     """
 
-    def __init__(self, max_seconds: float, most: int) -> None:
+    def __init__(self, max_seconds: float, most: int, between: Callable[[], None]) -> None:
         self.count = 0
         self.whole = True
         self._max_seconds = max_seconds
         self._most = most
+        self._between = between
         self._taken = 0
+        self._frames, self._seconds = 0, 0.0
         self._blocks: list[Samples] = []
         self._start = 0.0
         # Samples before it, and its length in seconds.
@@ -208,8 +226,14 @@ class _Tape:
                 raise InvalidAudio(f"the {part.demuxer} data is in a codec that is not supported")
             clock.zero = (container.start_time or 0) / av.time_base
             ears = _Ears(part.scale, floats=stream.codec_context.name.startswith("pcm_f"))
-            for frame in self._frames(part, container, stream):
+            for frame in self._frames_of(part, container, stream):
                 _check(frame)
+                self._frames += 1
+                self._seconds += frame.samples / frame.rate
+                if self._frames > MAX_FRAMES_PER_SECOND * (1 + self._seconds):
+                    raise InvalidAudio(
+                        f"the audio comes in more than {MAX_FRAMES_PER_SECOND} frames a second"
+                    )
                 self._taken += frame.samples * frame.layout.nb_channels
                 if self._taken > self._most:
                     raise InvalidAudio(
@@ -222,7 +246,7 @@ class _Tape:
                 yield from ears.hear(frame)
             yield from ears.flush()
 
-    def _frames(
+    def _frames_of(
         self, part: Part, container: InputContainer, stream: AudioStream
     ) -> Iterator[AudioFrame]:
         """What can be decoded of a stream.
@@ -233,6 +257,7 @@ class _Tape:
         broken: av.FFmpegError | None = None
         heard, failed, end = False, 0, 0
         for packet in container.demux(stream):
+            self._between()
             end = max(end, (packet.pos or 0) + packet.size)
             room = UNREAD_BYTES
             try:

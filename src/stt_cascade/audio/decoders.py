@@ -8,6 +8,8 @@ leaves torn.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import queue
 import signal
@@ -17,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -29,6 +32,7 @@ from stt_cascade.audio.child import (
     BROKEN,
     CPU_SECONDS,
     DECODED_SECONDS_PER_CPU_SECOND,
+    GIVEN_UP,
     LIMITED,
     NO_MEMORY,
     READY,
@@ -36,6 +40,8 @@ from stt_cascade.audio.child import (
     REQUEST,
     SAMPLES,
     TOO_LONG,
+    TOO_SLOW,
+    UNWANTED,
     limits,
     measured,
 )
@@ -48,9 +54,11 @@ log = structlog.get_logger("stt.decoders")
 START_SECONDS = 60.0
 # A process that is allowed a second of processor time may have to share the processor.
 WALL_PER_CPU = 4
+# One that is given little of it is waited for a little longer: ending it costs a new process.
+QUICK_WALL_PER_CPU = 8
 MAX_SENTENCE = 2000  # bytes of an error's message
 MAX_SAID = 16 * 1024  # bytes of what one process writes to stderr that are logged
-KINDS = (*range(NO_MEMORY + 1), LIMITED)
+KINDS = (*range(GIVEN_UP + 1), LIMITED)
 # What a child may know of the environment: where libraries are, and how they compute.
 PASSED_ON = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_", "OPENBLAS_")
 
@@ -85,24 +93,41 @@ class Decoders:
             for _ in range(self._size - 1):
                 self._replace()
 
-    def decode(self, data: bytes, *, raw_g722: bool = False, max_seconds: float) -> Decoded:
+    def decode(
+        self,
+        data: bytes,
+        *,
+        raw_g722: bool = False,
+        max_seconds: float,
+        cpu_seconds: float = math.inf,
+        interest: Interest | None = None,
+    ) -> Decoded:
         """`decode.read` in one of the processes; blocks while none is free.
+
+        Args:
+            cpu_seconds: processor time after which it is `TooSlow`.
+            interest: whether somebody still waits for it.
 
         Raises:
             InvalidAudio, AudioTooLong: as `decode.read`; also if the file killed the process, or
                 took it too long.
             Internal: a limit that this process was started under did not leave enough for it.
+            TooSlow: it takes more processor time than it was given.
+            GivenUp: nobody waits for it any more.
             OSError: no process can be started.
             RuntimeError: they are closed.
         """
         self.start()
         process = self._living()
         try:
-            reply = process.exchange(data, raw_g722, max_seconds)
+            with (interest or Interest()).told_to(process):
+                reply = process.exchange(data, raw_g722, max_seconds, cpu_seconds)
         except BaseException as error:
             # What it still sends would be taken for the answer to the next file.
             process.close()
             self._replace()
+            if isinstance(error, _Overdue) and cpu_seconds < math.inf:
+                raise TooSlow from None
             if not isinstance(error, _Lost):
                 raise
             log.warning("a file ended its decoder", size=len(data), reason=str(error))
@@ -163,6 +188,44 @@ def longest_seconds(max_seconds: float) -> float:
     return WALL_PER_CPU * (CPU_SECONDS + max_seconds / DECODED_SECONDS_PER_CPU_SECOND)
 
 
+class TooSlow(Exception):
+    """A file takes more processor time than it was given."""
+
+
+class GivenUp(Exception):
+    """Nobody waits for a file any more, and it is not decoded."""
+
+
+class Interest:
+    """Whether somebody waits for a file: to be lost, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: _Process | None = None
+        self._lost = False
+
+    def lose(self) -> None:
+        """Nobody does any more: its decoding ends soon."""
+        with self._lock:
+            self._lost = True
+            if self._process is not None:
+                self._process.give_up()
+
+    @contextmanager
+    def told_to(self, process: _Process) -> Iterator[None]:
+        """Within it, the process is working on that file."""
+        with self._lock:
+            self._process = process
+            process.begin()
+            if self._lost:
+                process.give_up()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._process = None
+
+
 class _Lost(Exception):
     """The process is gone, or must be ended; the message says why, for the caller."""
 
@@ -174,6 +237,10 @@ class _Reply(NamedTuple):
     whole: bool
     start: float
     payload: bytearray
+
+
+class _Overdue(_Lost):
+    """It would have to be waited for too long."""
 
 
 class _Process:
@@ -188,9 +255,16 @@ class _Process:
 
     def __init__(self, niceness: int) -> None:
         self.low_limits = ""
+        self._number = 0
         self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._child = _popen(theirs.fileno(), niceness)
+        shared = os.memfd_create("stt-decoder")
+        try:
+            os.truncate(shared, UNWANTED.size)
+            self._unwanted = mmap.mmap(shared, UNWANTED.size)
+            with theirs:
+                self._child = _popen(theirs.fileno(), shared, niceness)
+        finally:
+            os.close(shared)
         try:
             if self._receive(len(READY), time.monotonic() + START_SECONDS) != READY:
                 raise OSError("it did not say that it is ready")
@@ -215,16 +289,28 @@ class _Process:
             return bool(used.user + used.system > most / 2)
         return True
 
-    def exchange(self, data: bytes, raw_g722: bool, max_seconds: float) -> _Reply:
+    def begin(self) -> None:
+        """Another file comes next."""
+        self._number += 1
+
+    def give_up(self) -> None:
+        """The file is not wanted any more: its answer may be `GIVEN_UP`."""
+        UNWANTED.pack_into(self._unwanted, 0, self._number)
+
+    def exchange(
+        self, data: bytes, raw_g722: bool, max_seconds: float, cpu_seconds: float
+    ) -> _Reply:
         """The whole answer to a file.
 
         Raises:
             _Lost: there is none. After this or anything else it must not be asked again.
         """
-        ends = time.monotonic() + longest_seconds(max_seconds)
+        longest = min(longest_seconds(max_seconds), QUICK_WALL_PER_CPU * cpu_seconds)
+        ends = time.monotonic() + longest
+        header = REQUEST.pack(self._number, len(data), raw_g722, max_seconds, cpu_seconds)
         try:
             self._socket.settimeout(_left(ends))
-            self._socket.sendall(REQUEST.pack(len(data), raw_g722, max_seconds))
+            self._socket.sendall(header)
             self._socket.sendall(data)
             self.low_limits = ""
             reply = self._reply(max_seconds, ends)
@@ -236,7 +322,7 @@ class _Process:
                 raise _Lost("its decoder gave an answer of an unknown form")
             return reply
         except TimeoutError:
-            raise _Lost("it takes too long") from None
+            raise _Overdue("it takes too long") from None
         except OSError as error:
             raise _Lost(self._end_of(error)) from None
 
@@ -270,6 +356,7 @@ class _Process:
 
     def close(self) -> None:
         self._socket.close()
+        self._unwanted.close()
         self._child.kill()
         self._child.wait()
 
@@ -294,6 +381,10 @@ def _samples(kind: int, payload: bytearray) -> Samples:
     """What an answer says; raises as `Decoders.decode` what it has instead of samples."""
     if kind == SAMPLES:
         return np.frombuffer(payload, np.float32)
+    if kind == TOO_SLOW:
+        raise TooSlow
+    if kind == GIVEN_UP:
+        raise GivenUp
     message = payload.decode("utf-8", "replace")
     if kind == TOO_LONG:
         raise AudioTooLong(message)
@@ -315,17 +406,18 @@ def _left(ends: float) -> float:
     return left
 
 
-def _popen(descriptor: int, niceness: int) -> subprocess.Popen[bytes]:
+def _popen(descriptor: int, shared: int, niceness: int) -> subprocess.Popen[bytes]:
+    given = (descriptor, shared, niceness)
     known = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     # It is gone before the child has begun, which may have no other: nothing can be made in it.
     with tempfile.TemporaryDirectory(prefix="stt-decoder-") as empty:
         child = subprocess.Popen(
-            [sys.executable, "-m", "stt_cascade.audio.child", str(descriptor), str(niceness)],
+            [sys.executable, "-m", "stt_cascade.audio.child", *map(str, given)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=[descriptor],
+            pass_fds=[descriptor, shared],
             cwd=empty,
             env={**known, "PYTHONPATH": path},
         )

@@ -7,8 +7,8 @@ as it was sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice, pairwise
 
 import numpy as np
 from faster_whisper.vad import get_vad_model
@@ -45,16 +45,39 @@ MOST_FRAMES = (MAX_WINDOW_SECONDS * SAMPLE_RATE - 2 * MARGIN) // FRAME - 1
 SHORT_PAUSE_FRAMES = 4
 
 
+# To level pieces is quick: so many take as long as to detect speech in one.
+PIECES_LEVELLED = 16
+
+
 def detect(samples: Samples) -> tuple[Span, ...]:
     """Where somebody speaks; samples as in `Clip`."""
-    peaks = [np.abs(piece.reshape(-1, FRAME)).max(axis=1) for piece in _level(samples)]
+    steps = detection(samples)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: tuple[Span, ...] = end.value
+            return found
+
+
+def detection(samples: Samples) -> Generator[None, None, tuple[Span, ...]]:
+    """The same in steps of a piece each, between which it may wait, or be given up."""
+    peaks: list[Samples] = []
+    for piece in _level(samples):
+        if peaks and not len(peaks) % PIECES_LEVELLED:
+            yield
+        peaks.append(np.abs(piece.reshape(-1, FRAME)).max(axis=1))
     peak = float(np.sort(np.concatenate(peaks))[-LOUD_FRAMES])
     if not peak:
         return ()
     gain = PEAK / max(peak, LEAST_PEAK)
-    louder = (np.clip(piece * gain, -1, 1) for piece in _level(samples))
-    found = stretches(probabilities(louder))
-    return tuple(_spans(found, len(samples)))
+    coming = probabilities(np.clip(piece * gain, -1, 1) for piece in _level(samples))
+    found: list[float] = []
+    while heard := list(islice(coming, PIECE // FRAME)):
+        found += heard
+        if len(heard) == PIECE // FRAME:
+            yield
+    return tuple(_spans(stretches(found), len(samples)))
 
 
 def warm_up() -> None:

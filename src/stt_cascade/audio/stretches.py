@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 
+Steps = Generator[None, None, tuple[Span, ...]]
+Detection = Callable[[Samples], Steps]
 # Of shorter silence, the detector keeps what it knows of the voice.
 SILENCE = SAMPLE_RATE // 2
 
 
-def detect_apart(
-    samples: Samples, detect: Callable[[Samples], tuple[Span, ...]]
-) -> tuple[Span, ...]:
-    """Where somebody speaks, looked for in each stretch by itself.
+def detection_apart(samples: Samples, detection: Detection) -> Steps:
+    """Where somebody speaks, looked for in each stretch by itself, step by step.
 
     The detector remembers what it heard: after some seconds without a single bit set it misses the
     first words that follow. In such silence nobody speaks anyway.
     """
-    return tuple(
-        Span(start + span.start, start + span.end)
-        for start, end in _stretches(samples)
-        for span in detect(samples[start:end])
-    )
+    found: list[Span] = []
+    for start, end in _stretches(samples):
+        if found:
+            yield
+        spans = yield from detection(samples[start:end])
+        found += (Span(start + span.start, start + span.end) for span in spans)
+    return tuple(found)
 
 
 def _stretches(samples: Samples) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ import structlog
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import Deadline
+from stt_cascade.admission.fair import Entry, FairQueue
 from stt_cascade.admission.keys import Secrets
 from stt_cascade.answer import Answer
 from stt_cascade.cascade.breaker import PROBE_INTERVAL_S, CircuitBreaker
@@ -75,7 +76,10 @@ class FallbackClient:
         self._timeout = config.fallback_timeout_s
         self._fair_s = FAIR_SHARE * min(config.fallback_timeout_s, config.request_timeout_s)
         self._secrets = secrets
-        self._places = asyncio.Semaphore(MAX_CALLS)
+        self._calls: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._under_way = 0
+        # Calls that it seems to bear at once: what more of them get is that it is busy.
+        self._bears = float(MAX_CALLS)
         self._budget = RetryBudget()
         self._clock = clock
         self._asking = 0  # calls that somebody waits for, from their wait for a place on
@@ -174,7 +178,7 @@ class FallbackClient:
 
     async def _call(self, upload: Upload, record: Record, deadline: Deadline) -> Answer:
         """One call, in a place of its own; the breaker learns how it ends."""
-        await self._take_place(deadline)
+        place = await self._take_place(record.caller, deadline)
         try:
             permit = self.breaker.enter()
             if permit is None:
@@ -189,21 +193,36 @@ class FallbackClient:
                 self.breaker.abandoned(permit)  # the caller went away, which says nothing
                 raise
             self._succeeded(permit)
+            self._bears = min(MAX_CALLS, self._bears + 1 / self._bears)
             return answer
         finally:
-            self._places.release()
+            self._give_back(place)
 
-    async def _take_place(self, deadline: Deadline) -> None:
-        turn = asyncio.ensure_future(self._places.acquire())
+    async def _take_place(self, caller: str, deadline: Deadline) -> Entry[asyncio.Future[None]]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = self._calls.put(caller, 1.0, turn)
+        self._hand_out()
         try:
             await asyncio.wait({turn}, timeout=deadline.remaining)
             if not turn.done():
-                message = f"{MAX_CALLS} calls to the fallback left no place in time"
+                message = f"{self._under_way} calls to the fallback left no place in time"
                 raise FallbackError("overloaded", message)
         except BaseException:
-            if not turn.cancel():
-                self._places.release()  # it came in the moment the caller gave up
+            if not self._calls.remove(place):
+                self._give_back(place)  # it came in the moment the caller gave up
             raise
+        return place
+
+    def _give_back(self, place: Entry[asyncio.Future[None]]) -> None:
+        self._under_way -= 1
+        self._calls.end(place, place.cost)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Let calls begin, as many as the fallback bears, of each caller as many as of another."""
+        while self._calls and self._under_way < int(self._bears):
+            self._under_way += 1
+            self._calls.take().item.set_result(None)
 
     def _refusal(self) -> FallbackError:
         seconds = self.breaker.seconds_to_probe or 0.0
@@ -220,6 +239,8 @@ class FallbackClient:
     def _judge(self, permit: int, error: FallbackError, record: Record, seconds: float) -> None:
         if error.cause != "rejected":
             self._spare()
+        if error.cause == "overloaded":
+            self._bears = max(1.0, min(self._bears, self._under_way - 1))
         # A long clip may need more time than any call gets.
         long = (record.audio_seconds or 0.0) > MAX_WINDOW_SECONDS
         if error.cause == "timeout" and (long or seconds < self._fair_s):

@@ -1,40 +1,48 @@
 """The first stage of a clip's way: a caller's bytes become samples, and where in them is speech.
 
-It has slots of its own, outside the inference's: an odd file holds none of those. Files too large
-for a short clip go through a lane of their own, with a process of their own that yields the
-processor, so that a few of them, or hours of silence packed small, do not hold up short clips.
+Both steps have slots of their own, outside the inference's, which callers share fairly: an odd file
+holds none of those, and many of them hold up nobody else's. Files too large for a short clip, and
+those that have used up the processor time that one takes, are decoded in a lane of their own, by a
+process that leaves the processor to whoever else wants it. Speech is detected step by step.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from stt_cascade.admission.deadline import Deadline
 from stt_cascade.admission.slots import Slots
-from stt_cascade.audio.decoders import Decoders, longest_seconds
-from stt_cascade.audio.speech import detect
-from stt_cascade.audio.stretches import detect_apart
+from stt_cascade.audio.decode import Decoded
+from stt_cascade.audio.decoders import Decoders, Interest, TooSlow, longest_seconds
+from stt_cascade.audio.speech import detection
+from stt_cascade.audio.stretches import Steps, detection_apart
 from stt_cascade.config import TierConfig
-from stt_cascade.engine.protocol import Clip, Span
+from stt_cascade.engine.protocol import Clip, Samples, Span
 from stt_cascade.upload import Upload
 
 # 30 s of 16 kHz PCM, minutes of anything compressed.
 LARGE_BYTES = 1024 * 1024
-DECODERS, DECODERS_OF_LARGE = 2, 1
-NICENESS_OF_LARGE = 10
+# Processor time that no short clip takes: 30 s of Opus are decoded in 0.16 s.
+QUICK_SECONDS = 0.25
+QUICK_DECODERS, SLOW_DECODERS = 2, 1
+NICENESS_OF_SLOW = 10
+DETECTORS = 2
 
 
 @dataclass(frozen=True)
 class DecoderPools:
     """The decoding processes of both lanes."""
 
-    common: Decoders
-    large: Decoders
+    quick: Decoders
+    slow: Decoders
 
     @classmethod
     def make(cls) -> DecoderPools:
-        return cls(Decoders(DECODERS), Decoders(DECODERS_OF_LARGE, NICENESS_OF_LARGE))
+        return cls(Decoders(QUICK_DECODERS), Decoders(SLOW_DECODERS, NICENESS_OF_SLOW))
 
     def start(self) -> None:
         """Start the processes.
@@ -42,12 +50,12 @@ class DecoderPools:
         Raises:
             OSError: none can be started.
         """
-        self.common.start()
-        self.large.start()
+        self.quick.start()
+        self.slow.start()
 
     def close(self) -> None:
-        self.common.close()
-        self.large.close()
+        self.quick.close()
+        self.slow.close()
 
 
 class Hearing:
@@ -56,8 +64,16 @@ class Hearing:
     def __init__(self, config: TierConfig, pools: DecoderPools) -> None:
         self._max_seconds = config.max_audio_seconds
         self._vad = config.vad
-        self._common = _Lane(DECODERS, config.queue_limit, pools.common)
-        self._large = _Lane(DECODERS_OF_LARGE, config.queue_limit, pools.large)
+        self._pools = pools
+        self._quick, self._slow, self._detecting = self._slots = tuple(
+            # How long a file will take is not known: each counts as one until it is done.
+            Slots(name, size, size + config.queue_limit, overhead=1.0)
+            for name, size in (
+                ("decoding", QUICK_DECODERS),
+                ("decoding", SLOW_DECODERS),
+                ("speech detection", DETECTORS),
+            )
+        )
 
     @property
     def overdue_seconds(self) -> float:
@@ -65,44 +81,82 @@ class Hearing:
 
         Its thread waits for a process that the system gives no more, or hangs in speech detection.
         """
-        oldest = max(lane.slots.oldest_seconds for lane in (self._common, self._large))
+        oldest = max(slots.oldest_seconds for slots in self._slots)
         return max(0.0, oldest - longest_seconds(self._max_seconds))
 
-    async def hear(self, upload: Upload, deadline: Deadline) -> Clip:
+    async def hear(self, upload: Upload, deadline: Deadline, caller: str) -> Clip:
         """The clip of an upload.
 
         Raises:
             InvalidAudio, AudioTooLong: as `audio.decode.read`.
             Refusal: as `Slots.run`.
         """
-        lane = self._large if len(upload.audio) > LARGE_BYTES else self._common
-        work = partial(_hear, lane.decoders, upload, self._max_seconds, self._vad)
-        return await lane.slots.run(work, deadline)
+        decoded = await self._decode(upload, deadline, caller)
+        samples = decoded.samples
+        # Without speech detection, all is speech.
+        everywhere = (Span(0, len(samples)),)
+        speech = await self._detect(samples, deadline, caller) if self._vad else everywhere
+        return Clip(
+            samples,
+            speech,
+            start=decoded.start,
+            warnings=() if decoded.whole else ("audio_incomplete",),
+        )
+
+    async def _decode(self, upload: Upload, deadline: Deadline, caller: str) -> Decoded:
+        pools, interest = self._pools, Interest()
+
+        def decode(decoders: Decoders, cpu_seconds: float = math.inf) -> Decoded:
+            return decoders.decode(
+                upload.audio,
+                raw_g722=upload.raw_g722,
+                max_seconds=self._max_seconds,
+                cpu_seconds=cpu_seconds,
+                interest=interest,
+            )
+
+        try:
+            if len(upload.audio) <= LARGE_BYTES:
+                quick = partial(decode, pools.quick, cpu_seconds=QUICK_SECONDS)
+                decoded = await self._quick.run(_none_if_slow(quick), deadline, caller=caller)
+                if decoded is not None:
+                    return decoded
+            return await self._slow.run(partial(decode, pools.slow), deadline, caller=caller)
+        except BaseException:
+            interest.lose()  # who waited for it has gone, or its time is over
+            raise
+
+    async def _detect(self, samples: Samples, deadline: Deadline, caller: str) -> tuple[Span, ...]:
+        """Step by step: between two steps of a long clip others get their turn."""
+        step = partial(_next, detection_apart(samples, detection))
+        found = await self._detecting.run(step, deadline, caller=caller)
+        while found is None:
+            found = await self._detecting.run(step, deadline, caller=caller, admitted=True)
+        return found
 
     def drain(self) -> None:
         """Send home who waits."""
-        self._common.slots.drain()
-        self._large.slots.drain()
+        for slots in self._slots:
+            slots.drain()
 
     def close(self) -> None:
-        self._common.slots.close()
-        self._large.slots.close()
+        for slots in self._slots:
+            slots.close()
 
 
-class _Lane:
-    def __init__(self, size: int, queue: int, decoders: Decoders) -> None:
-        self.slots = Slots("decoding", size, size + queue)
-        self.decoders = decoders
+def _none_if_slow(decode: Callable[[], Decoded]) -> Callable[[], Decoded | None]:
+    def work() -> Decoded | None:
+        with suppress(TooSlow):
+            return decode()
+        return None
+
+    return work
 
 
-def _hear(decoders: Decoders, upload: Upload, max_seconds: float, vad: bool) -> Clip:
-    decoded = decoders.decode(upload.audio, raw_g722=upload.raw_g722, max_seconds=max_seconds)
-    # Without speech detection, all is speech.
-    samples = decoded.samples
-    speech = detect_apart(samples, detect) if vad else (Span(0, len(samples)),)
-    return Clip(
-        samples,
-        speech,
-        start=decoded.start,
-        warnings=() if decoded.whole else ("audio_incomplete",),
-    )
+def _next(steps: Steps) -> tuple[Span, ...] | None:
+    """Where somebody speaks; None: there are more steps."""
+    try:
+        return next(steps)
+    except StopIteration as end:
+        found: tuple[Span, ...] = end.value
+        return found

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from stt_cascade.admission.deadline import Deadline
-from stt_cascade.admission.slots import Slots
+from stt_cascade.admission.slots import NOBODY, Slots
 from stt_cascade.engine.protocol import (
     SAMPLE_RATE,
     Clip,
@@ -35,6 +35,7 @@ async def recognise(
     deadline: Deadline,
     waited: Callable[[float], None],
     begun: Callable[[], None] = lambda: None,
+    caller: str = NOBODY,
 ) -> Transcript:
     """Recognise a clip's speech, of which there is some.
 
@@ -45,11 +46,13 @@ async def recognise(
     Args:
         waited: told the seconds that the clip waited for its first slot.
         begun: told when it has that slot.
+        caller: who shares the slots with the others.
 
     Raises:
         Refusal: as `Slots.run`; any other exception is the engine's.
     """
-    return await _Recognition(engine, clip, options, slots, deadline).run(waited, begun)
+    recognition = _Recognition(engine, clip, options, slots, deadline, caller)
+    return await recognition.run(waited, begun)
 
 
 class _Recognition:
@@ -60,13 +63,20 @@ class _Recognition:
     """
 
     def __init__(
-        self, engine: Engine, clip: Clip, options: Options, slots: Slots, deadline: Deadline
+        self,
+        engine: Engine,
+        clip: Clip,
+        options: Options,
+        slots: Slots,
+        deadline: Deadline,
+        caller: str,
     ) -> None:
         self._engine = engine
         self._samples = clip.samples
         self._options = options
         self._slots = slots
         self._deadline = deadline
+        self._caller = caller
         self._speech = clip.speech
         others = windows(clip.speech)
         self._first = others.pop(leading(others))
@@ -79,7 +89,7 @@ class _Recognition:
 
     async def run(self, waited: Callable[[float], None], begun: Callable[[], None]) -> Transcript:
         further = sum(span.seconds for span in self._left)
-        with self._slots.promise(further) as brought:
+        with self._slots.promise(further, self._caller) as brought:
             followers = min(len(self._left), self._slots.size - 1)
             work = [
                 self._lead(further, brought, waited, begun),
@@ -107,6 +117,7 @@ class _Recognition:
         (utterance,) = await self._slots.run(
             lambda: self._engine.decode([self._encode(self._first)], self._options),
             self._deadline,
+            caller=self._caller,
             audio_seconds=self._first.seconds,
             further_seconds=further,
             waited=admitted,
@@ -118,7 +129,9 @@ class _Recognition:
 
     async def _follow(self, brought: Callable[[float], None]) -> None:
         # What was let in goes on, whatever the queue.
-        in_turn = partial(self._slots.run, deadline=self._deadline, admitted=True)
+        in_turn = partial(
+            self._slots.run, deadline=self._deadline, caller=self._caller, admitted=True
+        )
         await self._admitted.wait()
         while self._left:
             # A batch is quick for its length, but long: not while others wait.

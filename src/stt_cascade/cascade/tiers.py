@@ -83,13 +83,13 @@ class Tier(ABC):
         """For how long the oldest inference has been running, or a decoding beyond its time."""
         return max(self.slots.oldest_seconds, self._hearing.overdue_seconds)
 
-    def check_room(self, deadline: Deadline) -> None:
+    def check_room(self, deadline: Deadline, caller: str) -> None:
         """Turn a caller away before its clip is received, if it would be turned away afterwards.
 
         Raises:
             Overloaded, Draining: as `Slots.check`.
         """
-        self.slots.check(deadline)
+        self.slots.check(deadline, caller=caller)
 
     def drain(self) -> None:
         """Send home who waits; work that has begun goes on."""
@@ -112,7 +112,7 @@ class Tier(ABC):
     async def _hear(self, upload: Upload, record: Record, deadline: Deadline) -> Clip:
         """Decode the upload, and find where somebody speaks."""
         record.enter("decode")
-        clip = await self._hearing.hear(upload, deadline)
+        clip = await self._hearing.hear(upload, deadline, record.caller)
         record.audio_seconds = round(clip.duration, 3)
         self._metrics.audio_decoded(clip.duration)
         return clip
@@ -134,6 +134,7 @@ class Tier(ABC):
             options,
             self.slots,
             deadline,
+            caller=record.caller,
             waited=waited,
             begun=lambda: record.enter("infer"),
         )

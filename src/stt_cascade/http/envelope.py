@@ -196,6 +196,10 @@ class Envelope:
                 trace.end(record, scope, None if status == _ABANDONED else status, refusal)
         if unfinished:
             hurry = isinstance(refusal, RequestTimeout) or self._draining()
+            if refusal is not None:
+                # Its frames hold the upload, which has no place any more.
+                refusal.__traceback__ = None
+                refusal = None
             await body.discard(allowed, LAST_LOOK_S if hurry else LINGER_S)
             await send({"type": "http.response.body", "body": b""})
 

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from stt_cascade.admission.deadline import HEADER as DEADLINE_HEADER
 from stt_cascade.admission.deadline import from_header
+from stt_cascade.admission.uploads import Body
 from stt_cascade.answer import Answer, ErrorAnswer
 from stt_cascade.errors import Draining, InvalidRequest, NotReady, Refusal
 from stt_cascade.http.caller import counted_as
@@ -99,7 +100,8 @@ async def transcribe(request: Request) -> Response:
     """Turn one audio file into text."""
     service, record = service_of(request), record_of(request.scope)
     tier = service.tier
-    service.limiter.take(record.key_id or counted_as(record.client))
+    record.caller = record.key_id or counted_as(record.client)
+    service.limiter.take(record.caller)
     if service.draining:
         raise Draining("the service is stopping", retry_after=1)
     if service.watchdog.wedged:
@@ -111,13 +113,13 @@ async def transcribe(request: Request) -> Response:
     _refuse_options_in(request.scope["query_string"])
     config = service.config
     deadline = from_header(request.headers.get(DEADLINE_HEADER), config.request_timeout_s)
-    tier.check_room(deadline)
-    with service.uploads.place(deadline) as body:
+    tier.check_room(deadline, record.caller)
+    with service.uploads.place(deadline, record.caller) as body:
         record.enter("receive")
         try:
             upload = await receive(request, config.upload_limit, body)
             work = tier.answer(upload, record, deadline)
-            answer = await _while_wanted(request, service.stop.over, work)
+            answer = await _while_wanted(request, service.stop.over, body, work)
         finally:
             service.answered(record)
     record.enter("answer")
@@ -139,22 +141,25 @@ def _refuse_options_in(query: bytes) -> None:
 
 
 async def _while_wanted(
-    request: Request, over: asyncio.Event, work: Coroutine[Any, Any, Result]
+    request: Request, over: asyncio.Event, body: Body, work: Coroutine[Any, Any, Result]
 ) -> Result:
     """Do the work, and stop as soon as the caller goes away or the service can't wait any longer.
 
     Raises:
         Abandoned: the caller did.
         Draining: the service could not.
+        Refusal: the body had to give its place away.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     ending = asyncio.ensure_future(over.wait())
     tasks: tuple[asyncio.Future[Any], ...] = (working, gone, ending)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((*tasks, body.refused), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        if body.refused.done():
+            raise body.refused.result()
         if ending.done():
             raise Draining("the service had to stop before this was done", retry_after=1)
         gone.result()  # a server that fails to say whether he is there is not his leaving
