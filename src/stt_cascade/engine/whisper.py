@@ -198,7 +198,8 @@ class WhisperEngine:
     def decode(self, encodings: Sequence[Encoding], options: Options) -> list[Utterance]:
         # Without timestamps, what follows a pause gets lost now and then.
         pauses = any(len(encoding.speech) > 1 for encoding in encodings)
-        form = Form(self._beam_size, timestamps=options.timestamps != "none" or pauses)
+        asked = options.timestamps != "none"
+        form = Form(self._beam_size, timestamps=asked or pauses, prompt=bool(options.prompt))
         return [
             self._utterance(self._checked(heard, options), options)
             for heard in self._hear(encodings, options, form)
@@ -209,7 +210,8 @@ class WhisperEngine:
         if heard.fault is None:
             return self._second_look(heard, options) if heard.decoded.doubtful else heard
         tried = [heard]
-        for form in other_forms(heard.fault, heard.form, patient=self._patient):
+        timed = options.timestamps != "none"
+        for form in other_forms(heard.fault, heard.form, timed=timed, patient=self._patient):
             again = self._again(heard, options, form)
             agreed = again.fault == "loop" and any(
                 one.fault == "loop"
@@ -429,21 +431,22 @@ class WhisperEngine:
         return text.replace(BROKEN_CHARACTER, "").strip()
 
 
-def other_forms(fault: Fault, form: Form, *, patient: bool) -> list[Form]:
+def other_forms(fault: Fault, form: Form, *, timed: bool, patient: bool) -> list[Form]:
     """Ways to decode a window again, in a form that it was not decoded in yet; the likeliest first.
 
     Args:
+        timed: the caller wants times, which only timestamps give.
         patient: nobody else can be asked, so more than one is tried.
     """
-    wide = Form(RETRY_BEAM_SIZE, form.timestamps, prompt=False)
+    wide = Form(RETRY_BEAM_SIZE, timed, prompt=False)
     if fault == "prompt":
         forms = [replace(form, prompt=False)]
     elif fault == "coverage":
         forms = [replace(wide, timestamps=True), Form(1, timestamps=True, prompt=False)]
     else:
         forms = [
-            wide,
-            Form(1, not form.timestamps, prompt=False),
+            wide,  # without timestamps, which are the worse for counting repetitions
+            Form(1, timestamps=True, prompt=False),
             replace(wide, timestamps=True, ngram_limit=NGRAM_LIMIT),
         ]
     forms = [other for other in forms if other != form]
@@ -464,7 +467,7 @@ def _badness(heard: _Heard) -> tuple[bool, int, int]:
     if heard.fault == "coverage":
         return False, 0, -much
     # It may have been said so often: a wide beam counts best, and an n-gram limit not at all.
-    return False, form.ngram_limit - form.beam_size, much
+    return False, 2 * (form.ngram_limit - form.beam_size) + form.timestamps, much
 
 
 def _with_speech(encoding: Encoding, speech: Sequence[Span]) -> Encoding:
