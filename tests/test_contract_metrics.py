@@ -33,6 +33,8 @@ PROMISED = {
     "stt_no_speech": ("counter", set()),
     "stt_full_context_retries": ("counter", set()),
     "stt_second_looks": ("counter", set()),
+    "stt_engine_failures": ("counter", set()),
+    "stt_log_lines_dropped": ("counter", set()),
     "stt_warnings": ("counter", {"code"}),
     "stt_build_info": ("gauge", {"version", "commit", "model", "device"}),
     "stt_escalations": ("counter", {"reason"}),

@@ -345,7 +345,7 @@ def test_what_a_process_says_is_logged_and_bounded(
     with capture_logs() as lines, pytest.raises(OSError, match="status 0"):
         Decoders(1).start()
     until(lambda: any(line.get("text") == "y" for line in lines), "the process is heard")
-    assert lines[0]["text"] == "why it ends"
+    assert "why it ends" in [line.get("text") for line in lines]
     assert len(lines) <= module.MAX_SAID
 
 

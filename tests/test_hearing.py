@@ -24,7 +24,7 @@ from stt_cascade.cascade.hearing import LARGE_BYTES, DecoderPools, Hearing
 from stt_cascade.engine.protocol import SAMPLE_RATE, Options, Samples, Span
 from stt_cascade.errors import DeadlineExceeded
 from stt_cascade.upload import Upload
-from tones import silence, wav
+from tones import silence, tone, wav
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_speech_detection_takes_turns_between_two_callers(
         hearing = Hearing(fallback_config(vad=True), pools)
 
         async def one(seconds: float, caller: str) -> None:
-            upload = Upload(wav(silence(seconds)), raw_g722=False, options=Options())
+            upload = Upload(wav(tone(seconds)), raw_g722=False, options=Options())
             await hearing.hear(upload, Deadline(PATIENCE), caller)
 
         long = [asyncio.ensure_future(one(5.0, "many")) for _ in range(6)]

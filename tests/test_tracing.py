@@ -468,7 +468,7 @@ def test_without_the_extra_the_start_says_what_to_install(
     monkeypatch.delitem(sys.modules, "stt_cascade.telemetry.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
     config = FallbackConfig(model_path="x", otlp_endpoint="http://127.0.0.1:4318")
-    with pytest.raises(ConfigError, match=r'OTLP_ENDPOINT .*"stt-cascade\[server,tracing\]"'):
+    with pytest.raises(ConfigError, match=r"OTLP_ENDPOINT .*'\.\[server,tracing\]'"):
         create_app(config, FakeEngine())
 
 

@@ -1,7 +1,7 @@
 """Speech detection: Silero, as faster-whisper ships it. 15 to 30 ms for a short clip.
 
 The detector hears the clip in pieces, so that an hour takes no more memory than a minute. It hears
-a levelled copy: without any offset or slow drift, and always equally loud. The engine gets the clip
+a levelled copy: without any offset or slow drift, and louder where the clip is quiet. The engine gets the clip
 as it was sent.
 """
 
@@ -13,6 +13,7 @@ from itertools import islice, pairwise
 import numpy as np
 from faster_whisper.vad import get_vad_model
 
+from stt_cascade.audio.stretches import detection_apart
 from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 from stt_cascade.engine.windows import MAX_WINDOW_SECONDS
 
@@ -27,7 +28,10 @@ AROUND = 16 * FRAME
 # Each sample loses the mean of the 50 ms around it. That removes what lies below 20 Hz, and leaves
 # voices as they are. Without this, an offset of 0.005 hides a quiet voice from Silero.
 LEVEL = SAMPLE_RATE // 20
-# Silero misses much of what peaks below 0.003; louder than this, it takes some sirens for voices.
+# A hum that begins at once, as it does where a recording begins, sounds like a voice.
+FADE = SAMPLE_RATE // 10
+# Silero misses much of what peaks below 0.003, so a quiet clip is made as loud as this. A loud
+# one is not made quieter: whoever speaks softly in it would be lost.
 # The least peak bounds the gain: below it a 16-bit recording has nothing but noise.
 PEAK, LEAST_PEAK = 0.05, 0.0005
 # The peak that counts is that of the fifth loudest frame: a click or a step is over by then.
@@ -51,7 +55,7 @@ PIECES_LEVELLED = 16
 
 def detect(samples: Samples) -> tuple[Span, ...]:
     """Where somebody speaks; samples as in `Clip`."""
-    steps = detection(samples)
+    steps = detection_apart(samples, detection)
     while True:
         try:
             next(steps)
@@ -61,7 +65,7 @@ def detect(samples: Samples) -> tuple[Span, ...]:
 
 
 def detection(samples: Samples) -> Generator[None, None, tuple[Span, ...]]:
-    """The same in steps of a piece each, between which it may wait, or be given up."""
+    """The same for one stretch, in steps between which it may wait, or be given up."""
     peaks: list[Samples] = []
     for piece in _level(samples):
         if peaks and not len(peaks) % PIECES_LEVELLED:
@@ -70,7 +74,7 @@ def detection(samples: Samples) -> Generator[None, None, tuple[Span, ...]]:
     peak = float(np.sort(np.concatenate(peaks))[-LOUD_FRAMES])
     if not peak:
         return ()
-    gain = PEAK / max(peak, LEAST_PEAK)
+    gain = max(1.0, PEAK / max(peak, LEAST_PEAK))
     coming = probabilities(np.clip(piece * gain, -1, 1) for piece in _level(samples))
     found: list[float] = []
     while heard := list(islice(coming, PIECE // FRAME)):
@@ -98,6 +102,9 @@ def _level(samples: Samples) -> Iterator[Samples]:
             sums = np.cumsum(np.pad(near, missing, "edge"), dtype=np.float64)
             means = (sums[LEVEL:] - sums[:-LEVEL]) / LEVEL
             piece[first - start : last - start] = samples[first:last] - means
+            if first == 0:
+                length = min(FADE, last)
+                piece[-start : length - start] *= np.linspace(0, 1, length, dtype=np.float32)
         yield piece
 
 
