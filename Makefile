@@ -33,7 +33,7 @@ endef
 test: $(STAMP)  ## run the tests that start no processes and need no engines: 3 minutes on 2 cores
 	$(PULL_WEIGHTS)
 	@echo "==> Tests: about 3 minutes on 2 cores. make test-all runs the others, too."
-	@$(BIN)/python -m pytest -m "not process and not engines" $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process and not engines" $(ARGS)
 
 test-all: $(STAMP)  ## run every test, two files at a time: 10 minutes on 2 cores
 	$(PULL_WEIGHTS)

@@ -1,8 +1,8 @@
 """Speech detection: Silero, as faster-whisper ships it. 15 to 30 ms for a short clip.
 
 The detector hears the clip in pieces, so that an hour takes no more memory than a minute. It hears
-a levelled copy: without any offset or slow drift, and louder where the clip is quiet. The engine gets the clip
-as it was sent.
+a levelled copy: without any offset or slow drift, and louder where the clip is quiet. The engine
+gets the clip as it was sent.
 """
 
 from __future__ import annotations
