@@ -77,7 +77,7 @@ class Transcriber:
         """Before the first call, within so many seconds."""
 
     def _own_loop(self) -> None:
-        """The event loop of the first use has the connections, and they work in no other.
+        """Bind the client to the event loop of its first use: connections work in no other.
 
         Raises:
             RuntimeError: this is another one.

@@ -10,7 +10,7 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 
 Steps = Generator[None, None, tuple[Span, ...]]
 Detection = Callable[[Samples], Steps]
-# Of shorter silence, the detector keeps what it knows of the voice.
+# Across a shorter silence, the detector remembers the voice.
 SILENCE = SAMPLE_RATE // 2
 
 

@@ -43,7 +43,7 @@ BACKOFF_S = 0.1
 # The longest answer there can be, 4 hours with word timestamps, all windows at the token limit, has
 # 8.1 MiB.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-# Which is 600 bytes for each second. What is beyond twice that is no answer to this clip.
+# That is 600 bytes a second. More than twice as much cannot be an answer to this clip.
 BYTES_AROUND = 64 * 1024
 BYTES_A_SECOND = 1200
 # Of the fallback's own words; the rest of a longer message says nothing more.

@@ -78,7 +78,7 @@ class FallbackClient:
         self._secrets = secrets
         self._calls: FairQueue[asyncio.Future[None]] = FairQueue()
         self._under_way = 0
-        # Calls that it seems to bear at once: what more of them get is that it is busy.
+        # Calls that the fallback seems to bear at once; it rejects further ones as `overloaded`.
         self._bears = float(MAX_CALLS)
         self._budget = RetryBudget()
         self._clock = clock
@@ -219,7 +219,7 @@ class FallbackClient:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Let calls begin, as many as the fallback bears, of each caller as many as of another."""
+        """Start as many calls as the fallback bears, shared fairly between callers."""
         while self._calls and self._under_way < int(self._bears):
             self._under_way += 1
             self._calls.take().item.set_result(None)

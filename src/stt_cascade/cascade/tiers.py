@@ -92,7 +92,7 @@ class Tier(ABC):
         self.slots.check(deadline, caller=caller)
 
     def drain(self) -> None:
-        """Send home who waits; work that has begun goes on."""
+        """Reject queued requests; work that has begun goes on."""
         self._hearing.drain()
         self.slots.drain()
 
@@ -191,7 +191,7 @@ class Fallback(Tier):
         except Refusal:
             raise
         except Exception as error:
-            # Whose fault it is decides whether primaries go on asking.
+            # Primaries stop asking a broken fallback, but not one that fails on a single clip.
             if not isinstance(error, ArithmeticError) and not await self._works(deadline):
                 raise
             log.exception("inference failed on one clip alone", request_id=record.request_id)
@@ -213,7 +213,7 @@ class Fallback(Tier):
                 audio_seconds=1.0,
                 admitted=True,
             )
-        except Exception:  # noqa: BLE001  # no time for it is a reason, too: then nobody knows
+        except Exception:  # noqa: BLE001  # also without time for it: then it is unknown
             return False
         return True
 
@@ -366,7 +366,7 @@ class Primary(Tier):
             if error.cause != "breaker_open":  # else there was no round trip
                 self._came_back(record, began)
             raise
-        # Of a caller who went away meanwhile, nothing: how long he waited says nothing of the
+        # Don't record a round trip for a disconnected client: its wait says nothing about the
         # fallback.
         self._came_back(record, began)
         return answer

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Proven:
-    """An engine that is tried on its warm-up clip after so many failures in a row.
+    """An engine that is tried on its warm-up clip after `limit` failures in a row.
 
     The trial runs in the thread, and so in the slot, of the inference that failed last. If it
     succeeds the clips were at fault, and the count starts again. If it fails it is repeated alone,
@@ -98,7 +98,7 @@ class Proven:
     def _trial_alone(self) -> Exception | None:
         with self._changed:
             if self._on_trial:
-                return None  # by another thread, which will tell
+                return None  # another thread runs the trial, and logs its result
             self._on_trial = True
             self._changed.wait_for(lambda: self._running == 1)
         error = self._trial()
@@ -110,9 +110,9 @@ class Proven:
         return error
 
     def _trial(self) -> Exception | None:
-        """What the warm-up clip ends with, if not well."""
+        """The error of the warm-up clip; None if it succeeds."""
         try:
             self._engine.warm_up()
-        except Exception as error:  # noqa: BLE001  # any that a clip may have ended with
+        except Exception as error:  # noqa: BLE001  # any error that a clip could cause
             return error
         return None

@@ -138,8 +138,8 @@ class Service:
             yield
 
     def answered(self, record: Record) -> None:
-        """A request's body and clip are of no more use: their memory goes back to the system."""
-        # Of a file that could not be decoded nobody knows how much it took.
+        """Return the memory of a request's body and clip to the system, after a long clip."""
+        # It is unknown how much memory a file took that could not be decoded.
         if self._trimming is None and (record.audio_seconds or math.inf) > LONG_CLIP_S:
             self._trimming = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim)
 
