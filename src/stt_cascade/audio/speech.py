@@ -44,7 +44,6 @@ MARGIN = SAMPLE_RATE * 2 // 5
 MOST_FRAMES = (MAX_WINDOW_SECONDS * SAMPLE_RATE - 2 * MARGIN) // FRAME - 1
 SHORT_PAUSE_FRAMES = 4
 
-
 # Levelling this many pieces takes as long as detecting speech in one.
 PIECES_LEVELLED = 16
 

@@ -293,7 +293,7 @@ class Service:
     def _loaded(self, engine: Engine) -> None:
         if "cuda" in (self.config.device, engine.device) and not nvml.installed():
             log.warning(
-                "there are no GPU gauges: nvidia-ml-py is not installed; the extra gpu brings it: "
+                "there are no GPU gauges: nvidia-ml-py is not installed; install the extra gpu: "
                 "pip install '.[gpu]' in a checkout of stt-cascade"
             )
         self._engine = Proven(engine, self.config.engine_failures, self.metrics.engine_failed)

@@ -131,7 +131,7 @@ class Stop:
             return
         last_lines_s = min(logs.LAST_LINES_S, self._timeout_s / 4)
         time.sleep(self._timeout_s - last_lines_s)
-        log.error("the grace is over: ending with work unfinished")
+        log.error("DRAIN_TIMEOUT_S is over: ending with work unfinished")
         logs.finish(last_lines_s)
         os._exit(0)
 
