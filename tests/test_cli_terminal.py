@@ -56,6 +56,18 @@ def test_a_name_a_text_and_an_error_are_shown_as_they_are(
     assert "".join(shown.splitlines()).isprintable()
 
 
+def test_a_suspect_segment_and_a_warning_are_shown() -> None:
+    segment = {"start": 1.0, "end": 2.5, "text": "ha ha", "avg_logprob": -0.1}
+    segment |= {"no_speech_prob": 0.0, "words": [], "suspect": True}
+    warning = {"code": "text_cut", "message": "The repetition was cut."}
+    answer = answer_of_fallback(segments=[segment], warnings=[warning])
+    file = io.StringIO()
+    outcome = Transcription.from_json(answer)
+    Terminal(file=file, width=200).print(transcribe.table([(Path("x.wav"), outcome)]))
+    assert "suspect: 1.0 to 2.5 s" in file.getvalue()
+    assert "The repetition was cut." in file.getvalue()
+
+
 def test_a_failure_in_a_score_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     nothing = {"clips": 0, "invented_words": 0}
     report = {

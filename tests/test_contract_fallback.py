@@ -187,7 +187,7 @@ def test_a_fallback_that_talks_rubbish(tiers: Tiers, scripted: Scripted, reply: 
 def test_a_fallback_that_says_too_much(tiers: Tiers, scripted: Scripted) -> None:
     """Its answer would be one, but for the white space before it."""
     reply = Reply(200, b" " * MAX_ANSWER_BYTES + json.dumps(answer_of_fallback()).encode())
-    check_502(doubtful(tiers, scripted(reply)).transcribe(), "longer than 66736 bytes")
+    check_502(doubtful(tiers, scripted(reply)).transcribe(), "longer than 68136 bytes")
 
 
 def test_an_answer_is_no_longer_than_one_to_the_clip_can_be() -> None:

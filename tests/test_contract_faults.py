@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[Reply, str, str]] = {
     "endless header": (Reply(raw=endless(b"HTTP/1.1 200 OK\r\n")), "broken_off", "broke off"),
     "never answers": (Reply(fault="silence"), "timeout", "did not answer in time"),
     "drips": (Reply(fault="drip"), "timeout", "did not answer in time"),
-    "endless body": (Reply(fault="endless"), "invalid", "longer than 66736 bytes"),
+    "endless body": (Reply(fault="endless"), "invalid", "longer than 68136 bytes"),
     "half the JSON": (Reply(200, WHOLE[: len(WHOLE) // 2]), "invalid", "not of the agreed form"),
     "other JSON": (Reply(200, b'{"ok": true}'), "invalid", "not of the agreed form"),
     "compressed": (

@@ -385,6 +385,15 @@ def test_a_text_that_the_prompt_has_too_is_kept_without_a_warning(
     assert again.warnings == ()
 
 
+def test_an_english_model_takes_a_clip_of_several_windows(
+    tiny_en: WhisperEngine, speech: Speech
+) -> None:
+    parts = [heard(speech["LJ001-0007"].audio), silence(4.0), heard(speech["LJ001-0003"].audio)]
+    ours = recognised(tiny_en, spoken(np.concatenate(parts)), Options())
+    assert recall(speech["LJ001-0003"].text, ours.text) > 0.6
+    assert ours.language_probability is None
+
+
 @pytest.mark.parametrize("count", [2, 4, 6])
 def test_a_word_that_is_said_often_does_not_become_a_loop(
     short: WhisperEngine, speech: Speech, count: int

@@ -17,8 +17,8 @@ from stt_sdk._text import harmless, one_line
 Reason = Literal["accepted", "no_speech", "low_confidence", "primary_error", "language"]
 
 
-# Whoever answers in the fallback's place may write these: the first wrong item of a list ends its
-# reading, and no text commands a log or a terminal.
+# A hostile server in the fallback's place may write these: reading stops at the first wrong item of
+# a list, and no text can control a terminal or add lines to a log.
 Item = TypeVar("Item")
 Items = Annotated[list[Item], FailFast()]
 Text = Annotated[str, AfterValidator(harmless)]

@@ -71,7 +71,7 @@ def nothing_secret(address: str) -> bool:
 
 
 def _reachable(address: str) -> str:
-    """An address that whoever calls it can parse, too: what he raises is no `ValueError`."""
+    """An address that its HTTP client can parse, too, whose own error is not a `ValueError`."""
     try:
         url = httpx2.URL(address)
     except httpx2.InvalidURL as error:

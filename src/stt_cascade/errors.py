@@ -111,8 +111,9 @@ ERROR_TYPES: tuple[str, ...] = tuple(sorted(cls.type for cls in Refusal.__subcla
 
 
 def is_failure(status: int) -> bool:
-    """Whether the objective of availability counts an answer as failed; of it and of 200 it is a
-    share, and what the caller did wrong (4xx) is neither.
+    """Whether the objective of availability counts an answer as failed.
+
+    Availability is the share of 200 among these and 200; callers' mistakes (4xx) count as neither.
     """
     return status >= 500
 

@@ -1,4 +1,4 @@
-"""What an answer warns of: where the service knows that the text is not all of the speech.
+"""Warnings in answers: the service knows that the text is incomplete or may be wrong.
 
 The codes are a closed set: clients branch on them, and `stt_warnings_total` is labelled by them.
 """

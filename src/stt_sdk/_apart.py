@@ -35,8 +35,8 @@ async def once(work: Callable[[], Item], name: str) -> Item:
 async def in_thread(work: Callable[[], Item]) -> Item:
     """What the work gives or raises, from a thread of the event loop's executor.
 
-    Once the main thread has ended, Python's executors take nothing more, while other threads, and a
-    `SyncSTTClient` in one of them, go on: then it is a thread of its own.
+    Once the main thread has ended, Python's executors take no more work, while other threads, and
+    a `SyncSTTClient` in one of them, go on. Then the work gets a thread of its own.
     """
     begin = contextvars.copy_context().run
     try:

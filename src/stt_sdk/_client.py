@@ -77,7 +77,7 @@ class Transcriber:
         """Before the first call, within so many seconds."""
 
     def _own_loop(self) -> None:
-        """The event loop of the first use has the connections, and they work in no other.
+        """Bind the client to the event loop of its first use: connections work in no other.
 
         Raises:
             RuntimeError: this is another one.
@@ -294,7 +294,9 @@ def checked(base_url: str) -> str:
     """
     if isinstance(base_url, str) and set("@?#") & set(unicodedata.normalize("NFKC", base_url)):
         # It is not shown: it may hold a password, and errors, logs and metrics name the host by it.
-        raise ValueError("an address has no user, query or fragment; a key is given as api_key")
+        raise ValueError(
+            "the address must not hold a user, query or fragment; pass a key as api_key"
+        )
     try:
         parsed = httpx2.URL(base_url)
     except (httpx2.InvalidURL, TypeError) as error:

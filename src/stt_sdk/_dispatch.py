@@ -14,6 +14,7 @@ import httpx2
 from stt_sdk import _answer
 from stt_sdk._budget import RetryBudget
 from stt_sdk._errors import (
+    CertificatesError,
     ConnectionFailed,
     DrainingError,
     FallbackFailedError,
@@ -311,7 +312,7 @@ def _judge(host: Host, error: STTError, given: float) -> None:
         host.health.failed()
     elif type(error) is ServiceError and error.status in (500, 502, 503, 504):
         host.health.failed()  # a proxy that has lost the service behind it
-    else:
+    elif not isinstance(error, CertificatesError):  # which says nothing of the host
         host.health.answered()
 
 

@@ -33,7 +33,7 @@ from typing import ClassVar
 from stt_sdk._text import one_line
 from stt_sdk._types import Timings
 
-# Of ours and what others say in it.
+# Characters of an error's message, with what others say in it.
 MAX_MESSAGE = 500
 
 

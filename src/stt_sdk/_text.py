@@ -1,4 +1,4 @@
-"""What strangers write, so that it can be shown: in logs, exceptions and terminals."""
+"""Makes texts of others safe to show in logs, exceptions and terminals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LINE = 300
 
 
 def harmless(text: str) -> str:
-    """A text without what commands a terminal, or passes for something else there."""
+    """The text with blanks for what controls a terminal, or shows as something else there."""
     return _HARMFUL.sub(" ", text)
 
 

@@ -47,7 +47,7 @@ _ERRORS = tuple(_SAME_NAME)
 
 
 class NoCookies(CookieJar):
-    """Keeps nothing: what a service or a proxy sets once would go with all that follows."""
+    """Keeps no cookies: one set once would be sent with every later request."""
 
     def extract_cookies(self, response: object, request: object) -> None:
         pass

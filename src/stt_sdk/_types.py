@@ -240,7 +240,7 @@ def _name(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
 
 
 def _names(values: list[Any]) -> tuple[str, ...]:
-    """Gates. A newer service may know more, but not so many more."""
+    """Gates. A newer service may know more, but not hundreds."""
     return tuple(_name({"below": value}, "below") for value in values[:_MOST_GATES])
 
 

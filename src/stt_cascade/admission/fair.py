@@ -1,4 +1,4 @@
-"""Fair queueing: who is next, so that no caller waits because another one asks for much."""
+"""Fair queueing: whose turn is next, so that no caller waits because another one sends a lot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Entry(Generic[Item]):
 
 
 class _Share(Generic[Item]):
-    """What one caller has had, and what it waits for."""
+    """The work that one caller has had done, and the work it still waits for."""
 
     def __init__(self, had: float) -> None:
         self.had = had
@@ -41,14 +41,13 @@ class _Share(Generic[Item]):
 class FairQueue(Generic[Item]):
     """One queue for each caller; the next piece of work is that of the caller who has had least.
 
-    What a caller has had is the sum of the costs of its work. Callers who always wait get equal
-    shares of the work, whatever they send and however many pieces; what one does not use is the
-    others'. Each caller's own work is done in the order in which it came, and so is all work if
-    there is only one caller.
+    A caller's total is the sum of the costs of its work. Callers that always have work waiting get
+    equal shares, whatever they send and however many pieces; the others use the share that one
+    caller leaves idle. The work of one caller is done in the order in which it came.
 
-    Nobody saves up: a caller who comes back starts where those who are here are on average, or
-    further on if it has had more. Nobody pays for what nobody else wanted: when all work is done,
-    all is forgotten.
+    Idle time earns no credit: a caller that comes back starts at the average of those present, or
+    at its own total if that is higher. Using an idle machine costs nothing: when all work is done,
+    all totals are forgotten.
     """
 
     def __init__(self) -> None:
@@ -62,7 +61,7 @@ class FairQueue(Generic[Item]):
 
     @property
     def waiting(self) -> list[Entry[Item]]:
-        """What waits, in the order in which it came."""
+        """The waiting work, in the order in which it came."""
         entries = (entry for share in self._shares.values() for entry in share.line)
         return sorted(entries, key=lambda entry: entry.number)
 
@@ -72,7 +71,7 @@ class FairQueue(Generic[Item]):
         return [caller for caller, share in self._shares.items() if share.active]
 
     def position(self, caller: str) -> float:
-        """What a caller has had, what is under way included: the least is served next."""
+        """A caller's total, with the work under way: the lowest is served next."""
         share = self._shares.get(caller)
         if share is None:
             return self._now
@@ -107,7 +106,7 @@ class FairQueue(Generic[Item]):
         return True
 
     def end(self, entry: Entry[Item], cost: float) -> None:
-        """A piece of work has ended, and this is what it did cost."""
+        """Account for a piece of work that has ended, at its real cost."""
         share = self._shares[entry.caller]
         share.under_way -= entry.cost
         share.had += cost
@@ -142,11 +141,11 @@ class FairQueue(Generic[Item]):
     def gives_way(
         self, caller: str, may: Callable[[Entry[Item]], bool] = lambda entry: True
     ) -> Entry[Item] | None:
-        """What should make room for a newcomer's work where no more may wait; None: nothing.
+        """The work that should make room for a newcomer's in a full queue; None: nothing.
 
-        It is the latest that the caller with the most waiting has put in, if that one has more
-        waiting than the newcomer then will. Between two who will have as much, it is the one who
-        has had more.
+        It is the latest work of the caller with the most waiting, if that caller has more waiting
+        than the newcomer will then have. Between two callers with as much waiting, the one with
+        the higher total gives way.
 
         Args:
             may: whether an entry can give way.

@@ -49,15 +49,15 @@ class _Promise:
 class Slots:
     """At most `size` pieces of work at once; at most `queue` wait, shared fairly by their callers.
 
-    Whose turn it is says a `FairQueue`, by the seconds that the work of each caller has taken. So
-    a caller waits for what runs and for its own work, not for what others have queued. Where no
-    more may wait, the caller with the most waiting gives way.
+    A `FairQueue` decides whose turn it is, by the seconds that the work of each caller has taken.
+    So a caller waits for what runs and for its own work, not for what others have queued. When the
+    queue is full, the caller with the most waiting gives way.
 
-    A slot belongs to the thread, not to the caller: who goes away leaves the queue, but work that
-    has begun holds its slot until its thread ends, so never more than `size` of them run.
+    A slot belongs to the thread, not to the caller: a caller that goes away leaves the queue, but
+    work that has begun holds its slot until its thread ends, so never more than `size` of them run.
 
-    Admission is on seconds of audio, since cost is: who could not be served in time, by what is
-    done before and by how fast the work has gone so far, is told at once.
+    Admission counts seconds of audio, since these are the cost: a request that cannot finish by
+    its deadline, judged by the work before it and by the measured pace, is rejected immediately.
 
     Args:
         name: of the work, for messages and threads.
@@ -237,7 +237,7 @@ class Slots:
 
         thread.add_done_callback(ended)
         outcome = asyncio.wrap_future(thread)
-        # Who waits may go away or run out of time: then nobody looks at what the thread brings.
+        # The caller may go away or run out of time: then nobody looks at the thread's result.
         outcome.add_done_callback(lambda late: late.cancelled() or late.exception())
         done, _ = await asyncio.wait({outcome}, timeout=deadline.remaining)
         if not done:
@@ -344,7 +344,7 @@ class Slots:
             entry.item.refuse(Overloaded(refusal, retry_after=self._wait(entry.caller)))
 
     def drain(self) -> None:
-        """Let nobody new in and send home who waits; what has begun goes on."""
+        """Take no new work and reject what is queued; work that has begun goes on."""
         self._draining = True
         for entry in self._queue.waiting:
             if not entry.item.admitted:

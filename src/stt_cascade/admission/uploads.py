@@ -16,13 +16,13 @@ from stt_sdk._within import AGAIN_S
 
 # A phone that changes its cell, or a few lost packets sent again, may be silent for this long.
 GRACE_S = 8.0
-# Slower than any codec speaks: a caller who sends while he records is never too slow. What a slow
-# line takes longer for than the deadline allows, the deadline refuses.
+# Slower than any codec: a client that sends while it records is never too slow. The deadline
+# rejects what a slow line cannot send in time.
 MIN_BYTES_PER_S = 1024
 # A body that is this far behind gives its place to a newcomer, if none is free.
 YIELDS_AFTER_S = 0.5
-# As speech without compression comes while it is recorded: of the bodies of callers who hold too
-# many places, the one goes first that has taken longest beyond this.
+# The rate of uncompressed speech while it is recorded. Among the bodies of callers that hold too
+# many places, the one that is furthest behind this rate goes first.
 FAST_BYTES_PER_S = 32_000
 
 
@@ -92,7 +92,7 @@ class Body:
         """
         since = self._waiting_since = self._clock()
         coming = asyncio.ensure_future(anext(chunks, b""))
-        # Of a body that is refused nobody looks at what it failed with.
+        # Nobody looks at the error of a body that is refused.
         coming.add_done_callback(lambda late: late.cancelled() or late.exception())
         either: set[asyncio.Future[Any]] = {coming, self.refused}
         try:
@@ -129,8 +129,8 @@ class Body:
 class Uploads:
     """At most `size` bodies are held at once, from before their first byte until the answer.
 
-    Callers share the places: if none is free, those who hold more than a newcomer then will give
-    one up, first of all that of the body which comes most slowly.
+    Callers share the places: if none is free, one is taken from the callers that hold more than the
+    newcomer then will, first that of the slowest body.
 
     Args:
         clock: monotonic seconds.
@@ -199,7 +199,7 @@ class Uploads:
         return max(reversed(bodies), key=lambda body: holds[body.caller], default=None)
 
     def drain(self) -> None:
-        """Send home whose body is still coming; who has sent it may wait for the answer."""
+        """Reject requests whose body is still coming; the others may wait for their answers."""
         for body in self._held:
             if body.coming:
                 body.refuse(Draining("the service is stopping", retry_after=1))

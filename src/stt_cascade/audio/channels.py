@@ -14,8 +14,8 @@ Powers = npt.NDArray[np.float64]
 # Cancellation is looked for in stretches of 50 ms, some of them at a time.
 STRETCH = SAMPLE_RATE // 20
 AT_A_TIME = 20
-# Of a voice in one of n channels the mean keeps 1/n of the amplitude, and of one in several that do
-# not agree more. With less than this share of that, the channels cancel each other out.
+# The mean keeps 1/n of the amplitude of a voice in one of n channels, and more if several channels
+# have it. If it keeps less than this share of that, the channels cancel each other out.
 CANCELLED = 0.5
 # From one channel to another, and to the mean and back, in 5 ms.
 FADE = SAMPLE_RATE // 200
@@ -96,9 +96,9 @@ class Mixer:
         return strongest
 
     def _powers(self, rows: Samples) -> tuple[Powers, Powers]:
-        """Of each stretch, those of the channels and that of their mean.
+        """The powers of the channels and of their mean, for each stretch.
 
-        Of the changes from sample to sample: an offset or hum that the channels share is no voice.
+        They are computed from the changes between samples: a shared offset or hum is not a voice.
         """
         before = rows[:1] if self._before is None else self._before
         changes = np.diff(rows, axis=0, prepend=before)

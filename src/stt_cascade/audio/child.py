@@ -38,8 +38,8 @@ from stt_cascade.errors import AudioTooLong, InvalidAudio
 REQUEST = struct.Struct("<QQ?dd")
 # In memory that both share: the number of the file that the service does not want any more.
 UNWANTED = struct.Struct("<Q")
-# What it gets before samples (float32) or a sentence (UTF-8): which of them, and its size in bytes.
-# Of samples also whether they are the whole file's, and when they begin, in seconds.
+# What it gets before samples (float32) or a sentence (UTF-8): which of the two, whether the samples
+# are all of the file's, when they begin, in seconds, and the size in bytes.
 REPLY = struct.Struct("<B?dQ")
 SAMPLES, INVALID, TOO_LONG, BROKEN, NO_MEMORY, TOO_SLOW, GIVEN_UP = range(7)
 # Before the reply, where limits are low: a sentence that names them.
@@ -49,7 +49,7 @@ READY = b"ready"
 # For one file, beyond what its decoded length explains.
 CPU_SECONDS = 3
 MEMORY_BYTES = 256 * 1024 * 1024
-# For one piece of it. A tag may claim any length, and FFmpeg zeroes as much before it looks whether
+# For one allocation. A tag may claim any length, and FFmpeg zeroes as much before it looks whether
 # the file has it: gigabytes, where hours of audio are allowed.
 PIECE_BYTES = 64 * 1024 * 1024
 # Decoding runs at some hundred times real time; a slow machine gets a tenth of that.
@@ -96,7 +96,7 @@ def main(descriptor: int, shared: int, niceness: int) -> None:
         service.sendall(REPLY.pack(*head, len(payload)))
         service.sendall(payload)
         del payload
-        libc.malloc_trim(0)  # what a long clip took is of no use to the next one
+        libc.malloc_trim(0)  # the next clip does not need what a long one took
 
 
 def _look(unwanted: mmap.mmap, number: int, ends: float) -> None:
@@ -131,7 +131,7 @@ def _answer(
 
 
 def _receive(service: socket.socket, size: int) -> bytes:
-    """So many bytes; empty where the service has closed the socket."""
+    """Exactly `size` bytes; empty if the service has closed the socket."""
     received = bytearray()
     while len(received) < size:
         chunk = service.recv(min(size - len(received), 1 << 20))

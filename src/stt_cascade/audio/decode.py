@@ -34,11 +34,13 @@ MAX_STREAMS = 32
 # 192 kHz in 8 channels, packed into a small file, would take a decoder for seconds.
 SAMPLES_PER_SECOND = 2 * 48_000
 SAMPLES_PER_BYTE = 8
+# Files joined into one upload: each costs a demuxer.
+MAX_PARTS = 256
 # Twice what codecs have whose frames are shortest (Opus: 400). A frame costs as much as thousands
 # of samples, so a few kilobytes in frames of one sample would take a decoder for seconds.
 MAX_FRAMES_PER_SECOND = 1000
-# Of float samples: 24 dB over full scale, which no mixer's headroom goes beyond. What lies above
-# are integers stored as floats, or no sound at all, and from there on speech detection loses words.
+# The largest float sample: 24 dB over full scale, more than any mixer's headroom. Larger numbers
+# are integers stored as floats, or not sound at all, and speech detection loses words among them.
 MAX_SAMPLE = 16.0
 # FFmpeg's decoders of what speech comes in. It has two hundred more, for games and old films, and
 # would open whichever a file asks for, that of a picture too.
@@ -94,13 +96,13 @@ def read(
 ) -> Decoded:
     """Decode an audio file; several channels become one, several files one after the other.
 
-    A file that breaks off is decoded as far as it goes; of one that is damaged, all but that. Where
-    its time stamps leave a gap, there is silence.
+    A file that breaks off is decoded as far as it goes, and a damaged one except for its damaged
+    places. Gaps in the time stamps become silence.
 
     Args:
         raw_g722: the caller said that these are raw G.722 bytes, which nothing in them shows.
         max_seconds: longest allowed result.
-        between: called before each packet; what it raises ends the decoding.
+        between: called before each file in it and each packet; what it raises ends the decoding.
 
     Raises:
         InvalidAudio: not audio, not supported, not sound, or shorter than 0.1 s.
@@ -113,7 +115,10 @@ def read(
     most = int(max_seconds * SAMPLES_PER_SECOND) + SAMPLES_PER_BYTE * len(data)
     tape = _Tape(max_seconds, most, between)
     broken: str | None = None
-    for part in (Part("g722", data),) if raw_g722 else parts(data):
+    for number, part in enumerate((Part("g722", data),) if raw_g722 else parts(data)):
+        between()
+        if number >= MAX_PARTS:
+            raise InvalidAudio(f"the upload joins more than {MAX_PARTS} files")
         if part is None:
             tape.whole = False
             continue
@@ -251,8 +256,8 @@ class _Tape:
     ) -> Iterator[AudioFrame]:
         """What can be decoded of a stream.
 
-        A packet that cannot, as one is where the network lost a piece or two recordings were
-        joined, costs its own few milliseconds, not all that comes after it.
+        A packet that cannot be decoded, for example where the network lost a piece or two
+        recordings were joined, costs its own few milliseconds, not everything after it.
         """
         broken: av.FFmpegError | None = None
         heard, failed, end = False, 0, 0
@@ -331,7 +336,7 @@ class _Ears:
                 f"the audio has a sample {value}; floats are to lie between -1 and 1, and at most "
                 f"{MAX_SAMPLE:g} is accepted: scale them, or save the file as 16-bit PCM"
             )
-        # A damaged place made a decoder say this, and it need not cost the rest.
+        # A damaged place caused this, and must not cost the rest of the file.
         repaired: Samples = np.clip(np.nan_to_num(samples), -1, 1)
         return repaired
 
@@ -380,8 +385,8 @@ class _Clock:
     def gaps(self) -> Iterator[tuple[int, float]]:
         """After which samples there is a gap, and of how many seconds.
 
-        It is one that the stamps never make up for: what they take back was jitter, or a damaged
-        stamp. Where they start again, so does this.
+        Only a lead that later stamps do not take back counts: otherwise it was jitter, or a damaged
+        stamp. Where the stamps start again, the search does, too.
         """
         runs: list[list[tuple[int, float]]] = []
         lowest = math.inf

@@ -54,7 +54,7 @@ log = structlog.get_logger("stt.decoders")
 START_SECONDS = 60.0
 # A process that is allowed a second of processor time may have to share the processor.
 WALL_PER_CPU = 4
-# One that is given little of it is waited for a little longer: ending it costs a new process.
+# With little processor time allowed, wait relatively longer: ending a process costs a new one.
 QUICK_WALL_PER_CPU = 8
 MAX_SENTENCE = 2000  # bytes of an error's message
 MAX_SAID = 16 * 1024  # bytes of what one process writes to stderr that are logged
@@ -176,7 +176,7 @@ class Decoders:
         while not self._closed.is_set():
             try:
                 self._stand_by(_Process(self._niceness))
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the latter: no thread can be started
                 log.error("a decoder cannot be started", reason=str(error))
                 self._closed.wait(1.0)
             else:

@@ -70,7 +70,7 @@ class Part:
 
 
 def parts(data: bytes) -> Iterator[Part | None]:
-    """The files in an upload that begins with one; None for bytes that are none."""
+    """The files in an upload that begins with one; None for bytes that are not a file."""
     starts = sorted(_starts(data))
     start = 0
     while start < len(data):

@@ -48,8 +48,7 @@ MARGIN = SAMPLE_RATE * 2 // 5
 MOST_FRAMES = (MAX_WINDOW_SECONDS * SAMPLE_RATE - 2 * MARGIN) // FRAME - 1
 SHORT_PAUSE_FRAMES = 4
 
-
-# To level pieces is quick: so many take as long as to detect speech in one.
+# Levelling this many pieces takes as long as detecting speech in one.
 PIECES_LEVELLED = 16
 
 
@@ -133,8 +132,8 @@ def stretches(probabilities: Iterable[float]) -> list[tuple[int, int]]:
     """
     found: list[tuple[int, int]] = []
     frame = 0
-    # Of the stretch: where it began, where its present silence began, where it could be cut, and
-    # where speech goes on after that.
+    # Where the stretch began, where its current silence began, where it could be cut, and where
+    # speech goes on after that cut.
     start = quiet = cut = resumed = None
     for frame, probability in enumerate(probabilities):
         if probability >= SPEECH:

@@ -10,7 +10,7 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Samples, Span
 
 Steps = Generator[None, None, tuple[Span, ...]]
 Detection = Callable[[Samples], Steps]
-# Of shorter silence, the detector keeps what it knows of the voice.
+# Across a shorter silence, the detector remembers the voice.
 SILENCE = SAMPLE_RATE // 2
 
 
@@ -21,8 +21,8 @@ def detection_apart(samples: Samples, detection: Detection) -> Steps:
     first words that follow. In such silence nobody speaks anyway.
     """
     found: list[Span] = []
-    for start, end in _stretches(samples):
-        if found:
+    for number, (start, end) in enumerate(_stretches(samples)):
+        if number:
             yield
         spans = yield from detection(samples[start:end])
         found += (Span(start + span.start, start + span.end) for span in spans)

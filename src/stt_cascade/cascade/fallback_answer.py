@@ -43,9 +43,9 @@ BACKOFF_S = 0.1
 # The longest answer there can be, 4 hours with word timestamps, all windows at the token limit, has
 # 8.1 MiB.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-# Which is 600 bytes for each second. What is beyond twice that is no answer to this clip.
+# A window of 8 s may reach the token limit, with a time for each word.
 BYTES_AROUND = 64 * 1024
-BYTES_A_SECOND = 1200
+BYTES_A_SECOND = 2600
 # Of the fallback's own words; the rest of a longer message says nothing more.
 MAX_MESSAGE = 500
 MAX_ERROR_BYTES = 64 * 1024

@@ -78,7 +78,7 @@ class FallbackClient:
         self._secrets = secrets
         self._calls: FairQueue[asyncio.Future[None]] = FairQueue()
         self._under_way = 0
-        # Calls that it seems to bear at once: what more of them get is that it is busy.
+        # Calls that the fallback seems to bear at once; it rejects further ones as `overloaded`.
         self._bears = float(MAX_CALLS)
         self._budget = RetryBudget()
         self._clock = clock
@@ -219,7 +219,7 @@ class FallbackClient:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        """Let calls begin, as many as the fallback bears, of each caller as many as of another."""
+        """Start as many calls as the fallback bears, shared fairly between callers."""
         while self._calls and self._under_way < int(self._bears):
             self._under_way += 1
             self._calls.take().item.set_result(None)
@@ -239,7 +239,8 @@ class FallbackClient:
     def _judge(self, permit: int, error: FallbackError, record: Record, seconds: float) -> None:
         if error.cause != "rejected":
             self._spare()
-        if error.cause == "overloaded":
+        if error.cause == "overloaded" and seconds >= self._fair_s:
+            # A caller with a short deadline is told the same by a fallback that is hardly busy.
             self._bears = max(1.0, min(self._bears, self._under_way - 1))
         # A long clip may need more time than any call gets.
         long = (record.audio_seconds or 0.0) > MAX_WINDOW_SECONDS

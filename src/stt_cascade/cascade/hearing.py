@@ -1,9 +1,9 @@
 """The first stage of a clip's way: a caller's bytes become samples, and where in them is speech.
 
-Both steps have slots of their own, outside the inference's, which callers share fairly: an odd file
-holds none of those, and many of them hold up nobody else's. Files too large for a short clip, and
-those that have used up the processor time that one takes, are decoded in a lane of their own, by a
-process that leaves the processor to whoever else wants it. Speech is detected step by step.
+Both steps have slots of their own, apart from those of inference, and callers share them fairly. So
+an odd file never takes an inference slot, and many of them do not delay other callers. Files too
+large for a short clip, and those that take more processor time than one, are decoded in the slow
+lane, by a process of low priority. Speech is detected step by step.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Hearing:
                     return decoded
             return await self._slow.run(partial(decode, pools.slow), deadline, caller=caller)
         except BaseException:
-            interest.lose()  # who waited for it has gone, or its time is over
+            interest.lose()  # the caller has gone, or the deadline has passed
             raise
 
     async def _detect(self, samples: Samples, deadline: Deadline, caller: str) -> tuple[Span, ...]:
@@ -135,7 +135,7 @@ class Hearing:
         return found
 
     def drain(self) -> None:
-        """Send home who waits."""
+        """Reject queued requests."""
         for slots in self._slots:
             slots.drain()
 

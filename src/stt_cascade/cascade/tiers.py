@@ -92,7 +92,7 @@ class Tier(ABC):
         self.slots.check(deadline, caller=caller)
 
     def drain(self) -> None:
-        """Send home who waits; work that has begun goes on."""
+        """Reject queued requests; work that has begun goes on."""
         self._hearing.drain()
         self.slots.drain()
 
@@ -191,8 +191,8 @@ class Fallback(Tier):
         except Refusal:
             raise
         except Exception as error:
-            # Whose fault it is decides whether primaries go on asking.
-            if not isinstance(error, ArithmeticError) and not await self._works(deadline):
+            # Primaries stop asking a broken fallback, but not one that fails on a single clip.
+            if not await self._works(deadline, record.caller):
                 raise
             log.exception("inference failed on one clip alone", request_id=record.request_id)
             raise InvalidAudio(
@@ -203,7 +203,7 @@ class Fallback(Tier):
         self._metrics.fallback_inferred(seconds)
         return self._answer(transcript, clip, record, "accepted")
 
-    async def _works(self, deadline: Deadline) -> bool:
+    async def _works(self, deadline: Deadline, caller: str) -> bool:
         """Whether the engine recognises a clip of our own, after it failed on a caller's."""
         engine, samples = self.loaded_engine, np.zeros(SAMPLE_RATE, np.float32)
         try:
@@ -211,9 +211,10 @@ class Fallback(Tier):
                 lambda: engine.decode([engine.encode(samples)], Options()),
                 deadline,
                 audio_seconds=1.0,
+                caller=caller,
                 admitted=True,
             )
-        except Exception:  # noqa: BLE001  # no time for it is a reason, too: then nobody knows
+        except Exception:  # noqa: BLE001  # also without time for it: then it is unknown
             return False
         return True
 
@@ -366,7 +367,7 @@ class Primary(Tier):
             if error.cause != "breaker_open":  # else there was no round trip
                 self._came_back(record, began)
             raise
-        # Of a caller who went away meanwhile, nothing: how long he waited says nothing of the
+        # Don't record a round trip for a disconnected client: its wait says nothing about the
         # fallback.
         self._came_back(record, began)
         return answer

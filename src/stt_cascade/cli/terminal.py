@@ -1,4 +1,4 @@
-"""What commands print: whatever others wrote in it is text there, and commands nothing."""
+"""Printing what others wrote, so that it shows as text and does not control the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stt_sdk._text import harmless
 
 
 class Terminal(Console):
-    """A console to which `[red]` is text, and an escape sequence of somebody else's a blank."""
+    """A console that prints `[red]` as it is, and foreign escape sequences as blanks."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, **options})
@@ -37,7 +37,7 @@ def echo(message: object, *, err: bool = False, nl: bool = True) -> None:
 
 
 def json_text(value: object, **options: Any) -> str:
-    """JSON of which a terminal shows all."""
+    """JSON with everything escaped that a terminal would not show."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return re.sub(r"[^\n]", lambda one: _escaped(one[0]), text)
 

@@ -116,6 +116,10 @@ def table(rows: Sequence[tuple[Path, Outcome]]) -> Table:
     for file, outcome in rows:
         if isinstance(outcome, Transcription):
             text = Text(outcome.text) if outcome.text else Text("(nobody speaks)", "dim")
+            for segment in outcome.segments:
+                if segment.suspect:
+                    span = f"{segment.start:.1f} to {segment.end:.1f} s"
+                    text.append(f"\nsuspect: {span}", "yellow")
             for warning in outcome.warnings:
                 text.append(f"\n{warning.message}", "yellow")
             shown.add_row(file.name, text, "\n".join(_how(outcome)))

@@ -42,7 +42,7 @@ def claim(config: TierConfig) -> TierConfig:
         The settings with the index that the GPU has now: 0.
 
     Raises:
-        ConfigError: `CUDA_VISIBLE_DEVICES` does not have so many GPUs.
+        ConfigError: `CUDA_VISIBLE_DEVICES` lists fewer GPUs than that.
     """
     if config.device == "cpu":
         return config

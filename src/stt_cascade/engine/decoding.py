@@ -39,7 +39,7 @@ MAX_COMPRESSION_RATIO = 2.4
 # The same few tokens, this often in a row.
 MAX_REPEATS = 4
 LONGEST_REPEAT = 8  # tokens
-# Of a loop that no other way of decoding ends, so many turns are kept.
+# If no other form of decoding ends a loop, this many repetitions are kept.
 MAX_KEPT = 8
 # What stands for the bytes of half a character.
 BROKEN_CHARACTER = "\ufffd"
@@ -145,7 +145,7 @@ def decode(
 
 
 def windows_at_once(model: WhisperModel, steps: int, beam_size: int) -> int:
-    """Windows whose logits, of so many steps each, may be on the GPU together.
+    """How many windows of `steps` steps each may have their logits on the GPU together.
 
     With a beam there are none, and on a CPU they take no memory that is scarce.
     """
@@ -157,7 +157,7 @@ def windows_at_once(model: WhisperModel, steps: int, beam_size: int) -> int:
 
 
 def warm_up(model: WhisperModel, tokenizer: Tokenizer, seconds: float, beam_size: int) -> None:
-    """Have each worker encode and decode so many seconds of silence.
+    """Have each worker encode and decode some seconds of silence.
 
     Each has a stream, a cuBLAS handle and memory of its own, which its first work makes. Jobs that
     come together go to all of them, since each takes far longer than an idle worker needs to wake.
@@ -247,7 +247,7 @@ def repeats(tokens: list[int], text: str) -> bool:
 
 
 def cut_runs(tokens: list[int]) -> list[int]:
-    """The tokens, of whatever comes more than `MAX_KEPT` times in a row so many."""
+    """The tokens, with at most `MAX_KEPT` repetitions of anything in a row."""
     kept: list[int] = []
     for token in tokens:
         kept.append(token)

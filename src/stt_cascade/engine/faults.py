@@ -1,8 +1,8 @@
 """What is wrong with a text, as far as that shows without knowing what was said.
 
-A decoder says how sure it is of what it wrote, never whether that is what was said, and all of
-it. But speech detection knows for how long somebody speaks, timestamps say where the text lies, and
-a loop, a repeated prompt and a broken character can be recognised in the text itself.
+A decoder says how sure it is of what it wrote, never whether that is all that was said. But speech
+detection knows for how long somebody speaks, timestamps say where the text lies, and a loop, a
+repeated prompt and a broken character can be recognised in the text itself.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def repetitions(text: str) -> tuple[int, ...]:
 def echoes(text: str, prompt: str) -> bool:
     """Whether a text may be the prompt, or part of it, instead of what was said."""
     plain = _plain(text)
-    # Of a sentence that comes several times in the prompt, the text may begin anywhere.
+    # The text may begin anywhere in a sentence that the prompt repeats.
     return len(plain) >= MIN_ECHO_LETTERS and plain in 2 * _plain(prompt)
 
 

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Proven:
-    """An engine that is tried on its warm-up clip after so many failures in a row.
+    """An engine that is tried on its warm-up clip after `limit` failures in a row.
 
     The trial runs in the thread, and so in the slot, of the inference that failed last. If it
     succeeds the clips were at fault, and the count starts again. If it fails it is repeated alone,
@@ -90,16 +90,20 @@ class Proven:
             if self._in_a_row < self._limit or self._broken_since is not None or self._on_trial:
                 return
             self._in_a_row = 0
-        if self._trial() is not None and (error := self._trial_alone()) is not None:
+        error = self._trial()
+        if error is not None:
+            with self._changed:
+                if self._on_trial:
+                    return  # another thread runs the trial, and logs its result
+                self._on_trial = True
+            error = self._trial_alone()
+        if error is not None:
             log.error("the engine is broken: not ready", failures=self._limit, exc_info=error)
         else:
             log.warning("the engine works: its last failures were the clips'", failures=self._limit)
 
     def _trial_alone(self) -> Exception | None:
         with self._changed:
-            if self._on_trial:
-                return None  # by another thread, which will tell
-            self._on_trial = True
             self._changed.wait_for(lambda: self._running == 1)
         error = self._trial()
         with self._changed:
@@ -110,9 +114,9 @@ class Proven:
         return error
 
     def _trial(self) -> Exception | None:
-        """What the warm-up clip ends with, if not well."""
+        """The error of the warm-up clip; None if it succeeds."""
         try:
             self._engine.warm_up()
-        except Exception as error:  # noqa: BLE001  # any that a clip may have ended with
+        except Exception as error:  # noqa: BLE001  # any error that a clip could cause
             return error
         return None

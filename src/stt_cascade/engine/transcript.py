@@ -41,7 +41,7 @@ class Transcript:
     warnings: tuple[WarningCode, ...] = ()
 
     def later(self, seconds: float) -> Transcript:
-        """The same with times that are so many seconds later."""
+        """The same with all times later by `seconds`."""
         return replace(self, segments=tuple(_moved(part, seconds) for part in self.segments))
 
 

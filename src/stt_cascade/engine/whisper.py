@@ -326,6 +326,8 @@ class WhisperEngine:
 
     def _of_one_language(self, heard: _Heard) -> _Heard:
         """The same; with the lower probability of a stretch that is in another language."""
+        if len(self._languages) == 1:
+            return heard
         language, encoding = heard.tokenizer.language_code, heard.encoding
         for span in encoding.speech:
             if span.seconds < FOREIGN_SECONDS:
@@ -349,6 +351,8 @@ class WhisperEngine:
 
     def _utterance(self, heard: _Heard, options: Options) -> Utterance:
         decoded, fault = heard.decoded, heard.fault
+        if not math.isfinite(decoded.avg_logprob + decoded.weakest):
+            raise ArithmeticError("the model's scores are not numbers")
         warnings: list[WarningCode] = []
         if options.prompt and not heard.form.prompt:
             warnings.append("prompt_ignored")

@@ -9,7 +9,7 @@ from stt_cascade.engine.protocol import SAMPLE_RATE, Span
 MAX_WINDOW_SECONDS = 30
 # A longer pause ends a window: encoding it would cost more than a second prompt does.
 MAX_PAUSE_SECONDS = 3
-# Of a word or two, Whisper often takes the language for another one.
+# Whisper often mistakes the language of a word or two.
 LANGUAGE_SECONDS = 5
 
 

@@ -19,7 +19,7 @@ _SUBSCRIBER_BITS = 64
 
 
 def peer_of(scope: Scope) -> str:
-    """Who opened the connection; of a Unix socket, which tells no more: `unix`."""
+    """Address of the client that opened the connection; `unix` for a Unix socket."""
     if scope.get("client"):
         return str(scope["client"][0])
     # A TCP connection that has ended already tells no peer either, but its own port.

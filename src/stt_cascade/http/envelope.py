@@ -52,8 +52,8 @@ _MAX_PATH = 1000
 # the rest of a refused body may come and is thrown away for this long, if its length was announced
 # and is within what the service reads anyway.
 LINGER_S = 5.0
-# Else no more of it is read, which brings the caller's sending to a halt. Who looks for an answer
-# while he sends, or when he can't go on, has this long to find it.
+# Otherwise no more of it is read, which stops the client from sending. This is how long a client
+# may take to read the response after we stop reading.
 LAST_LOOK_S = 1.0
 # In a request's scope: why it was refused before it became one (`http/protocol.py`).
 REFUSED = "stt.refused"

@@ -77,7 +77,7 @@ class Protocol(HttpToolsProtocol):
         if self._patience_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._arm()
         super().data_received(data)
-        # A request that ends within the data begins the count anew.
+        # A request that ends within the data restarts the count.
         if self._around > MAX_HEADER_BYTES + self._body:
             self._refuse(_too_long())
 

@@ -162,7 +162,7 @@ async def _while_wanted(
             raise body.refused.result()
         if ending.done():
             raise Draining("the service had to stop before this was done", retry_after=1)
-        gone.result()  # a server that fails to say whether he is there is not his leaving
+        gone.result()  # an error of the server here does not mean that the client left
         raise Abandoned
     finally:
         for task in tasks:

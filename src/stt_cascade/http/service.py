@@ -138,8 +138,8 @@ class Service:
             yield
 
     def answered(self, record: Record) -> None:
-        """A request's body and clip are of no more use: their memory goes back to the system."""
-        # Of a file that could not be decoded nobody knows how much it took.
+        """Return the memory of a request's body and clip to the system, after a long clip."""
+        # It is unknown how much memory a file took that could not be decoded.
         if self._trimming is None and (record.audio_seconds or math.inf) > LONG_CLIP_S:
             self._trimming = asyncio.get_running_loop().call_later(TRIM_AFTER_S, self._trim)
 
@@ -293,7 +293,7 @@ class Service:
     def _loaded(self, engine: Engine) -> None:
         if "cuda" in (self.config.device, engine.device) and not nvml.installed():
             log.warning(
-                "there are no GPU gauges: nvidia-ml-py is not installed; the extra gpu brings it: "
+                "there are no GPU gauges: nvidia-ml-py is not installed; install the extra gpu: "
                 "pip install '.[gpu]' in a checkout of stt-cascade"
             )
         self._engine = Proven(engine, self.config.engine_failures, self.metrics.engine_failed)

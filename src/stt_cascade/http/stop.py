@@ -35,8 +35,8 @@ log = structlog.get_logger("stt.service")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Kept of the time for the server: to send the last answers and close what is open.
 LAST_WORDS_S = 1.0
-# For so long the port is open even if nothing is worked on: who chooses among several services asks
-# each so often whether it is ready, and what he sends meanwhile is answered, not reset.
+# The port stays open this long even without work: load balancers ask about as often whether the
+# service is ready, and what they send meanwhile is answered, not reset.
 SEEN_S = 1.0
 HANGUP = (
     "SIGHUP is ignored: changed keys and certificates are noticed, other settings need a restart"
@@ -105,9 +105,9 @@ class Stop:
             else:
                 loop.call_soon_threadsafe(log.info, HANGUP)
 
-        # Made beforehand, since a signal may come while another thread is being started, for which
-        # the start of this one would wait. It outlives the server and the lifespan: an inference
-        # that never ends keeps its thread, and a thread keeps the process.
+        # Started beforehand: a signal may come while another thread is being started, and starting
+        # this one would have to wait for that. It outlives the server and the lifespan, because an
+        # inference that never ends keeps its thread, and with it the process, alive.
         threading.Thread(target=self._end_in_time, args=(asked,), name="stop", daemon=True).start()
         for number in SIGNALS:
             signal.signal(number, handle)
@@ -131,7 +131,7 @@ class Stop:
             return
         last_lines_s = min(logs.LAST_LINES_S, self._timeout_s / 4)
         time.sleep(self._timeout_s - last_lines_s)
-        log.error("the grace is over: ending with work unfinished")
+        log.error("DRAIN_TIMEOUT_S is over: ending with work unfinished")
         logs.finish(last_lines_s)
         os._exit(0)
 

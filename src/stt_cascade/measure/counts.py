@@ -93,7 +93,7 @@ class Tally:
 
     @property
     def served(self) -> float:
-        """What the objective is a share of: requests that got a text, and those."""
+        """The requests that the objective counts: those with a text, and those that failed."""
         return self.answered + self.faults
 
     @property

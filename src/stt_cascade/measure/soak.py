@@ -176,7 +176,7 @@ class Soak:
         if slack:
             said.append(
                 f"More than {MOST_ERRORS:.1%} were refused as the caller's mistake: {refused}. "
-                "These are no failures, but the service had less to do than it was to have."
+                "These are not failures, but the service was under less load than intended."
             )
         good = not (growing or many or slack or missing or early or self.restarts)
         return " ".join(said), good

@@ -26,7 +26,7 @@ def installed() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One look at a GPU; None: what it does not tell, such as its load in MIG mode."""
+    """One look at a GPU; None for what it does not report, such as its load in MIG mode."""
 
     utilization_pct: float | None
     mem_used_mb: float | None

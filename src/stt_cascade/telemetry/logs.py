@@ -51,7 +51,7 @@ class Writer(logging.Handler):
         self._held = held
         # Unlike `queue.Queue`, it may be used while a signal interrupts a use of it.
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        # Each is changed on one side only: by who logs, under the handler's lock, or by the thread.
+        # Each is changed on one side only: by loggers, under the handler's lock, or by the thread.
         self._bytes_in = self._refused = 0
         self._bytes_out = self._unwritten = 0
         self._torn = False

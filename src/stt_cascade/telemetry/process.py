@@ -1,4 +1,4 @@
-"""What this process and those below it take, and giving back what is free."""
+"""Resources of this process and its children, and returning free memory to the system."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def snapshot() -> dict[str, Any]:
 
 
 def trim() -> None:
-    """Give memory that is free back to the system: glibc keeps what a long clip took."""
+    """Return free memory to the system: glibc keeps what a long clip took."""
     if _malloc_trim is not None:
         _malloc_trim(0)
