@@ -216,6 +216,7 @@ def long(speech: Speech) -> tuple[str, Samples]:
     return " ".join(speech[name].text for name in names), np.concatenate(parts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["segment", "word"])
 def test_speech_after_a_pause_is_heard_with_timestamps_too(
     base: WhisperEngine, speech: Speech, kind: Timestamps
@@ -227,6 +228,7 @@ def test_speech_after_a_pause_is_heard_with_timestamps_too(
     assert word_errors(" ".join(speech[name].text for name in names), ours.text) < 0.15
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["none", "segment", "word"])
 def test_long_audio_keeps_all_words_in_order_and_in_time(
     base: WhisperEngine, long: tuple[str, Samples], kind: Timestamps
@@ -295,6 +297,7 @@ def test_a_beam_is_judged_by_its_own_tokens(
     assert 0 < ours.weakest < ours.logprob <= 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["base", "short", "base_with_a_beam"])
 def test_a_prompt_leaves_a_short_clip_its_text(
     name: str, speech: Speech, request: pytest.FixtureRequest

@@ -23,6 +23,7 @@ def originals() -> list[Source]:
     return sources()
 
 
+@pytest.mark.process
 def test_mutated_files_are_heard_or_refused_by_a_process_that_goes_on(
     tmp_path: Path, originals: list[Source]
 ) -> None:

@@ -74,6 +74,7 @@ def statuses(tier: RunningTier, label: str, mode: str) -> set[int]:
     return seen
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_an_endpoint_answers_as_the_document_says(tier: RunningTier, label: str) -> None:
     expected = {200} if "health" in label or "ready" in label else {200, 401}

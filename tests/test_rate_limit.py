@@ -113,6 +113,7 @@ def test_who_keeps_to_the_rate_is_never_refused(rate: float, burst: int, calls: 
         clock.now += 1.000001 / rate
 
 
+@pytest.mark.process
 def test_a_million_addresses_leave_ten_thousand_buckets(clock: Clock) -> None:
     limiter = RateLimiter(rate=0.01, burst=2, clock=clock)
     for number in range(1_000_000):

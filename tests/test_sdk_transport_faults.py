@@ -57,6 +57,7 @@ class Holds:
 # Cancellation
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("secure", [False, True])
 def test_after_many_requests_that_were_cancelled_in_each_stage_a_hundred_succeed(
     run: Run, secure: bool, certificate: Certificate, request: pytest.FixtureRequest

@@ -44,6 +44,7 @@ def words_wrong(reference: str, text: str) -> int:
     return counts.substitutions + counts.deletions + counts.insertions
 
 
+@pytest.mark.process
 def test_short_encodings_hear_what_full_ones_hear(
     short: WhisperEngine, base: WhisperEngine, speech: Speech
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_doubtful_text_gets_a_second_look_with_a_beam(
     assert not short.transcribe(heard(speech["LJ001-0007"].audio), options).doubted
 
 
+@pytest.mark.process
 def test_a_loop_is_caught_and_encoded_in_full_once(base: WhisperEngine, speech: Speech) -> None:
     """A tail so thin that it stops nothing makes the decoder loop; the caller gets a good text."""
     looping = WhisperEngine(
@@ -178,6 +180,7 @@ def test_a_loop_is_caught_and_encoded_in_full_once(base: WhisperEngine, speech: 
     assert retried > 0
 
 
+@pytest.mark.process
 @pytest.mark.weights
 def test_an_english_model_has_a_tail_of_its_own(speech: Speech) -> None:
     tiny = WhisperEngine(model("tiny.en"), compute_type="int8", cpu_threads=2, short=ShortForm())
@@ -238,6 +241,7 @@ def test_a_model_that_knows_none_of_the_languages_does_not_load() -> None:
 class TestTail:
     """The tail, and where it is kept."""
 
+    @pytest.mark.process
     def test_it_is_made_once_for_the_same_weights(
         self, base: WhisperEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

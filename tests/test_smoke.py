@@ -211,6 +211,7 @@ def test_a_service_whose_errors_are_of_another_form_fails(
     assert (status, failed(found)) == (1, {"404 not_found"})
 
 
+@pytest.mark.process
 def test_a_slow_service_fails_its_slo_and_nothing_else(tmp_path: Path) -> None:
     with cascade(Slow()) as primary:
         status, found = tried(primary.url, tmp_path, "--slo", "0.2")
@@ -336,6 +337,7 @@ def test_the_rate_limit_is_met_where_a_burst_may_be_sent(tmp_path: Path) -> None
     assert found["429 rate_limited"][0] == "pass"
 
 
+@pytest.mark.process
 def test_what_takes_long_is_tried_without_quick(right: RunningTier) -> None:
     stt = smoke.Service(right.url, PRIMARY_KEY)
     assert smoke.verdict(stt, smoke.request_timeout)[0] == "pass"
