@@ -378,6 +378,30 @@ def test_a_prompt_that_the_clip_does_not_say_is_not_its_text(
         assert len(ours.text.split()) <= 2
 
 
+@pytest.mark.parametrize("words", [8, 12, 16])
+def test_a_prompt_that_breaks_off_does_not_take_the_beginning_of_the_text(
+    short: WhisperEngine, speech: Speech, words: int
+) -> None:
+    """Clients send what they have so far; Whisper would go on from there."""
+    clip = spoken(heard(speech["LJ001-0003"].audio))
+    plain = recognised(short, clip, Options(language="en")).text
+    start = " ".join(plain.split()[:words])
+    ours = recognised(short, clip, Options(language="en", prompt=start))
+    assert word_errors(plain, ours.text) < 0.15
+
+
+def test_a_second_language_is_doubted_where_the_caller_names_one_too(
+    short: WhisperEngine, speech: Speech
+) -> None:
+    parts = [heard(speech[name].audio) for name in ("fleurs-es-002", "fleurs-en-000")]
+    clip = spoken(np.concatenate([parts[0], silence(0.7), parts[1]]))
+    ours = recognised(short, clip, Options(language="en"))
+    assert "mixed_languages" in ours.warnings
+    assert not ours.covered
+    translated = recognised(short, clip, Options(language="en", task="translate"))
+    assert "mixed_languages" not in translated.warnings
+
+
 def test_a_text_that_the_prompt_has_too_is_kept_without_a_warning(
     short: WhisperEngine, speech: Speech
 ) -> None:

@@ -11,7 +11,9 @@ from stt_cascade.engine.faults import (
     covers,
     echoes,
     exceeds,
+    miscounts,
     repetitions,
+    turns,
 )
 from stt_cascade.engine.languages import join_texts
 from stt_cascade.engine.protocol import SAMPLE_RATE, Span
@@ -145,3 +147,28 @@ def test_a_window_with_enough_speech_tells_the_language() -> None:
     assert leading([span(0, 1), span(5, 11), span(20, 29)]) == 1
     assert leading([span(0, 8), span(20, 29)]) == 0
     assert leading([span(0, 1), span(5, 7), span(20, 21)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Stop. Stop, stop!", 3),
+        ("repeat", 1),
+        ("no no yes no no yes", 2),
+        ("one two three", 1),
+        ("ああ", 2),
+        ("...", 1),
+        ("", 1),
+    ],
+)
+def test_a_text_that_says_one_thing_tells_how_often(text: str, said: int) -> None:
+    assert turns(text) == said
+
+
+def test_a_repetition_must_fit_the_stretches_of_speech() -> None:
+    three = [span(0, 1), span(2, 3), span(4, 5)]
+    assert miscounts("stop stop", three)
+    assert not miscounts("stop stop stop", three)
+    assert not miscounts("stop stop stop, stop stop stop", three)
+    assert not miscounts("stop stop", three[:1])
+    assert not miscounts("this is a sentence", three)

@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from stt_cascade.errors import InvalidAudio
+
 # First atoms of an MP4 file: `ftyp` as it should be, the others as writers have it too.
 _MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 # The tags of WAV, and of the GUID that an extensible one has instead all but the tag.
@@ -325,6 +327,11 @@ def _of_wave(layout: bytes, audio: bytes) -> Part | None:
     width = max(packed, block // channels if channels and block % channels == 0 else 0)
     if tag in _WAVE_LAWS:
         return _pcm(_WAVE_LAWS[tag], rate, channels, audio)
+    if tag == _PCM and width > 4 and packed <= 4:
+        raise InvalidAudio(
+            f"the WAV header says {bits} bits in {width} bytes a sample, which no writer does: "
+            "save the file as 16-bit PCM"
+        )
     if tag == _FLOAT:
         return _pcm({4: "f32le", 8: "f64le"}.get(width), rate, channels, audio)
     if tag != _PCM:

@@ -184,6 +184,10 @@ def _prompt(model: WhisperModel, tokenizer: Tokenizer, options: Options, form: F
     asked = options.prompt.strip() if options.prompt and form.prompt else ""
     # A caller writes text: `<|de|>` in it is no command to the model.
     history = [token for token in tokenizer.encode(f" {asked}") if token < tokenizer.eot]
+    end = tokenizer.decode(history)[-1:]
+    if end.isalnum() or end in tuple(",;:-"):
+        # Whisper would go on with an unfinished sentence, and leave out its beginning.
+        history += tokenizer.encode(".")
     prompt: list[int] = model.get_prompt(
         tokenizer, history if asked else [], without_timestamps=not form.timestamps
     )

@@ -29,12 +29,14 @@ MIN_LETTERS_PER_SECOND = 4.0
 MAX_LETTERS_PER_SECOND = 30.0
 # Detection adds up to 0.4 s before and after a stretch, and people hesitate.
 SLACK_SECONDS = 1.5
-# One of these stands for a syllable or more: kana, Han, Hangul, a digit, a letter that is spelled.
+# One of these stands for a syllable or more: Han, Hangul, a digit, a letter that is spelled.
 _SYLLABLE = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
+    r"[\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
     r"|\d|\b[^\W\d_]\b"
 )
 _SYLLABLE_LETTERS = 3
+# And one of these for a short syllable.
+_KANA = re.compile("[\u3040-\u30ff]")
 # Something that comes at least four times in a row.
 _RUN = re.compile(r"(.{1,40}?)\1{3,}")
 # Nobody repeats a prompt of fewer letters by accident of the model's.
@@ -54,7 +56,7 @@ class Piece:
 def letters(text: str) -> int:
     """How much is said in a text, in letters of an alphabet."""
     signs = sum(unicodedata.category(char)[0] in "LMN" for char in text)
-    return signs + (_SYLLABLE_LETTERS - 1) * len(_SYLLABLE.findall(text))
+    return signs + (_SYLLABLE_LETTERS - 1) * len(_SYLLABLE.findall(text)) + len(_KANA.findall(text))
 
 
 def covers(pieces: Sequence[Piece], speech: Sequence[Span]) -> bool:
@@ -85,6 +87,20 @@ def exceeds(pieces: Sequence[Piece], speech: Sequence[Span]) -> bool:
 def repetitions(text: str) -> tuple[int, ...]:
     """How often something comes in each run of at least four: the letters count, not the marks."""
     return tuple(len(run.group()) // len(run.group(1)) for run in _RUN.finditer(_plain(text)))
+
+
+def turns(text: str) -> int:
+    """How often the text says the same, if it says nothing else; 1: it does not repeat itself."""
+    plain = _plain(text)
+    # A text that is made of turns is found in itself again, one turn later.
+    turn = (plain + plain).find(plain, 1) if plain else 1
+    return len(plain) // turn if plain else 1
+
+
+def miscounts(text: str, speech: Sequence[Span]) -> bool:
+    """Whether a text repeats one thing, and not as often as somebody speaks."""
+    said = turns(text)
+    return said > 1 and len(speech) > 1 and said % len(speech) != 0
 
 
 def echoes(text: str, prompt: str) -> bool:

@@ -19,6 +19,7 @@ from faster_whisper.tokenizer import Tokenizer
 
 from stt_cascade.engine.decoding import (
     BROKEN_CHARACTER,
+    MAX_KEPT,
     Decoded,
     Form,
     cut_runs,
@@ -40,6 +41,7 @@ from stt_cascade.engine.faults import (
     echoes,
     exceeds,
     letters,
+    miscounts,
     repetitions,
     same,
 )
@@ -67,7 +69,7 @@ MIN_LANGUAGE_PROBABILITY = 0.1
 # A stretch of speech of so many seconds, silence around it included, tells its language by itself;
 # if that is surely another one than the window's, the text leaves it out or translates it.
 FOREIGN_SECONDS = 2.5
-FOREIGN_PROBABILITY = 0.5
+FOREIGN_PROBABILITY = 0.7
 # Of a clip of one word, less than 30 s of context makes the detection doubt what 30 s tell.
 SURE_LANGUAGE_PROBABILITY = 0.9
 WARM_UP_SECONDS = 1.0
@@ -104,6 +106,11 @@ class _Heard:
     mixed: bool = False
     full_context: bool = False
     doubted: bool = False
+
+    @property
+    def miscounts(self) -> bool:
+        """Whether it says one thing, and not as often as somebody speaks."""
+        return miscounts(self.decoded.text, until(self.encoding.speech, self.heard_until))
 
 
 class WhisperEngine:
@@ -213,12 +220,7 @@ class WhisperEngine:
         timed = options.timestamps != "none"
         for form in other_forms(heard.fault, heard.form, timed=timed, patient=self._patient):
             again = self._again(heard, options, form)
-            agreed = again.fault == "loop" and any(
-                one.fault == "loop"
-                and repetitions(one.decoded.text) == repetitions(again.decoded.text)
-                for one in tried
-            )
-            if agreed:  # two opinions: it was really said so often
+            if _agreed(again, tried):  # two opinions: it was really said so often
                 again = replace(again, fault=None)
             if heard.fault == "prompt" and same(heard.decoded.text, again.decoded.text):
                 return replace(heard, fault=None)  # what was said is in the prompt
@@ -275,10 +277,10 @@ class WhisperEngine:
             fault = "prompt"
         elif exceeds(pieces, speech):
             fault = "excess"
-        elif decoded.repeats:
-            fault = "loop"
         elif not covers(pieces, speech):
             fault = "coverage"
+        elif decoded.repeats or miscounts(decoded.text, speech):
+            fault = "loop"
         return _Heard(encoding, tokenizer, probability, form, decoded, pieces, heard_until, fault)
 
     def _heard_until(
@@ -306,7 +308,12 @@ class WhisperEngine:
                 self._judged(encoding, tokenizer, None, one, options, form)
                 for encoding, one in zip(encodings, decoded, strict=True)
             ]
-            return [self._of_one_language(one) for one in all_] if options.assumed else all_
+            return [
+                self._of_one_language(one, options)
+                if options.assumed or len(one.encoding.speech) > 1
+                else one
+                for one in all_
+            ]
         first, *rest = encodings
         heard = self._hear_some_language(first, options, form)
         known = replace(options, language=heard.tokenizer.language_code)
@@ -322,11 +329,11 @@ class WhisperEngine:
             for tokenizer, (_, probability), one in zip(tokenizers, found, decoded, strict=True)
         ]
         heard = max(judged, key=_likelihood)
-        return self._of_one_language(heard) if len(encoding.speech) > 1 else heard
+        return self._of_one_language(heard, options) if len(encoding.speech) > 1 else heard
 
-    def _of_one_language(self, heard: _Heard) -> _Heard:
-        """The same; with the lower probability of a stretch that is in another language."""
-        if len(self._languages) == 1:
+    def _of_one_language(self, heard: _Heard, options: Options) -> _Heard:
+        """The same, marked if a stretch is in another language than the text is to be."""
+        if len(self._languages) == 1 or options.task == "translate":
             return heard
         language, encoding = heard.tokenizer.language_code, heard.encoding
         for span in encoding.speech:
@@ -335,7 +342,8 @@ class WhisperEngine:
             spoken = dict(self._model.model.detect_language(encoding.part(span))[0])
             ours = spoken[f"<|{language}|>"]
             if ours < MIN_LANGUAGE_PROBABILITY and max(spoken.values()) >= FOREIGN_PROBABILITY:
-                return replace(heard, probability=ours, mixed=True)
+                named = options.language is not None and not options.assumed
+                return replace(heard, probability=None if named else ours, mixed=True)
         return heard
 
     def _likely_languages(self, encoding: Encoding) -> list[tuple[str, float]]:
@@ -373,7 +381,8 @@ class WhisperEngine:
             full_context=heard.full_context,
             doubted=heard.doubted,
             looped=fault is not None and fault != "coverage",
-            covered=fault != "coverage",
+            # Where the caller names the language, no other gate looks at it.
+            covered=fault != "coverage" and not (heard.mixed and heard.probability is None),
             warnings=tuple(warnings),
         )
 
@@ -457,6 +466,14 @@ def other_forms(fault: Fault, form: Form, *, timed: bool, patient: bool) -> list
     return forms if patient else forms[:1]
 
 
+def _agreed(heard: _Heard, others: Sequence[_Heard]) -> bool:
+    """Whether a text that looks like a loop repeats what it does as often as another one."""
+    counts = repetitions(heard.decoded.text)
+    if heard.fault != "loop" or not counts or max(counts) > MAX_KEPT or heard.miscounts:
+        return False
+    return any(one.fault == "loop" and repetitions(one.decoded.text) == counts for one in others)
+
+
 def _likelihood(heard: _Heard) -> tuple[bool, bool, float]:
     """Of a language and its text, together; of all the speech, since half a text is likelier."""
     prior = math.log(heard.probability) if heard.probability else 0.0
@@ -471,7 +488,8 @@ def _badness(heard: _Heard) -> tuple[bool, int, int]:
     if heard.fault == "coverage":
         return False, 0, -much
     # It may have been said so often: a wide beam counts best, and an n-gram limit not at all.
-    return False, 2 * (form.ngram_limit - form.beam_size) + form.timestamps, much
+    rank = 2 * (form.ngram_limit - form.beam_size) + form.timestamps
+    return False, rank + 100 * heard.miscounts, much
 
 
 def _with_speech(encoding: Encoding, speech: Sequence[Span]) -> Encoding:
