@@ -176,7 +176,7 @@ class Decoders:
         while not self._closed.is_set():
             try:
                 self._stand_by(_Process(self._niceness))
-            except (OSError, RuntimeError) as error:  # the latter: no thread can be started
+            except OSError as error:
                 log.error("a decoder cannot be started", reason=str(error))
                 self._closed.wait(1.0)
             else:
@@ -266,9 +266,16 @@ class _Process:
         finally:
             os.close(shared)
         try:
+            # Not the service's own stderr, which may be full: a write would hold up the decode.
+            threading.Thread(
+                target=_log_what_it_says,
+                args=(self._child.stderr,),
+                name="decoder-log",
+                daemon=True,
+            ).start()
             if self._receive(len(READY), time.monotonic() + START_SECONDS) != READY:
                 raise OSError("it did not say that it is ready")
-        except (_Lost, OSError) as error:
+        except (_Lost, OSError, RuntimeError) as error:  # the last one: no thread can be started
             self.close()
             message = f"the decoding process did not start: {error}"
             if low := [f"{name} is {measured(name, limit)}" for name, limit in limits().items()]:
@@ -412,7 +419,7 @@ def _popen(descriptor: int, shared: int, niceness: int) -> subprocess.Popen[byte
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     # It is gone before the child has begun, which may have no other: nothing can be made in it.
     with tempfile.TemporaryDirectory(prefix="stt-decoder-") as empty:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "stt_cascade.audio.child", *map(str, given)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -421,8 +428,3 @@ def _popen(descriptor: int, shared: int, niceness: int) -> subprocess.Popen[byte
             cwd=empty,
             env={**known, "PYTHONPATH": path},
         )
-    # Not the service's own stderr, which may be full: a write to it would hold up the decode.
-    threading.Thread(
-        target=_log_what_it_says, args=(child.stderr,), name="decoder-log", daemon=True
-    ).start()
-    return child

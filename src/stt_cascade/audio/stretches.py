@@ -12,6 +12,7 @@ Steps = Generator[None, None, tuple[Span, ...]]
 Detection = Callable[[Samples], Steps]
 # Across a shorter silence, the detector remembers the voice.
 SILENCE = SAMPLE_RATE // 2
+PIECE = 1 << 18
 
 
 def detection_apart(samples: Samples, detection: Detection) -> Steps:
@@ -30,10 +31,21 @@ def detection_apart(samples: Samples, detection: Detection) -> Steps:
 
 
 def _stretches(samples: Samples) -> Iterator[tuple[int, int]]:
-    sounding = np.flatnonzero(samples)
-    if not len(sounding):
-        return
-    breaks = np.flatnonzero(np.diff(sounding) > SILENCE)
-    first = int(sounding[0]) if sounding[0] > SILENCE else 0
-    starts = [first, *sounding[breaks + 1].tolist()]
-    yield from zip(starts, [*(sounding[breaks] + 1).tolist(), len(samples)], strict=True)
+    start = end = -1
+    # In pieces: the places of all samples would take twice the memory of the samples.
+    for offset in range(0, len(samples), PIECE):
+        sounding = np.flatnonzero(samples[offset : offset + PIECE]) + offset
+        breaks = np.flatnonzero(np.diff(sounding) > SILENCE)
+        if not len(sounding):
+            continue
+        firsts = [int(sounding[0]), *sounding[breaks + 1].tolist()]
+        lasts = [*sounding[breaks].tolist(), int(sounding[-1])]
+        for first, last in zip(firsts, lasts, strict=True):
+            if start < 0:
+                start = first if first > SILENCE else 0
+            elif first - end > SILENCE:
+                yield start, end + 1
+                start = first
+            end = last
+    if start >= 0:
+        yield start, len(samples)
