@@ -165,7 +165,8 @@ def test_a_place_comes_back_after_every_kind_of_end(tiers: Tiers, end: str) -> N
     tier = tiers.fallback(max_uploads=1, max_upload_mb=0.5)
     for _ in range(3):
         if end == "the caller goes away":
-            tier.connect(start_of_upload(1000) + PART).close()
+            with tier.connect(start_of_upload(1000) + PART):
+                until(lambda: tier.service.uploads.held == 1, "the body is waited for")
         else:
             assert tier.transcribe(b"x" * (MIB if end == "413" else 10)).status_code == int(end)
         until(lambda: tier.service.uploads.held == 0, "the place is free")
