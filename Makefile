@@ -38,7 +38,8 @@ test: $(STAMP)  ## run the tests that start no processes and need no engines: 3 
 test-all: $(STAMP)  ## run every test, two files at a time: 10 minutes on 2 cores
 	$(PULL_WEIGHTS)
 	@echo "==> All tests: about 10 minutes on 2 cores"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(ARGS),$(ARGS),-m "not alone")
+	@$(if $(ARGS),,echo "==> Those that need the machine for themselves"; $(BIN)/python -m pytest -m alone)
 
 fuzz: $(STAMP)  ## send N=10000 spoilt audio files through a tier; SEED=1 makes the same ones
 	@$(BIN)/python tests/fuzz.py --count $(or $(N),10000) $(if $(SEED),--seed $(SEED))

@@ -475,6 +475,7 @@ ENOUGH: dict[str, Any] = {"MAX_CONCURRENCY": 16}
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_a_right_canary_is_promoted_and_a_wrong_one_aborted(tmp_path: Path) -> None:
     cases: list[tuple[str, Stub, dict[str, Any], int, str]] = [
         ("identical", Stub(0.1), {}, 0, "Promote: in 12 s and"),
@@ -642,6 +643,7 @@ async def prometheus(folder: Path, **jobs: Tier) -> AsyncIterator[str]:
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_through_a_real_prometheus_the_right_one_is_promoted_and_the_wrong_one_aborted(
     tmp_path: Path,
 ) -> None:

@@ -332,6 +332,9 @@ def test_a_process_whose_service_ends_while_it_starts_ends_without_a_word(
     ours.close()
     os.close(shared)
     assert child.wait(PATIENCE) == 0
+    assert child.stderr is not None
+    with child.stderr as said:
+        assert said.read() == b""
     assert capfd.readouterr().err == ""
 
 

@@ -291,6 +291,7 @@ async def stt(*words: object) -> tuple[int, str]:
 
 
 @pytest.mark.process
+@pytest.mark.alone
 def test_the_knee_of_a_service_with_four_slots_is_found(clips: Path) -> None:
     async def work(tier: Tier) -> None:
         levels = ("--concurrency", "1,2,4,8,12", "--rates", "", "--seconds", "2")

@@ -71,6 +71,14 @@ def broken_log(request: pytest.FixtureRequest) -> Iterator[int]:
         os.close(end)
 
 
+@pytest.fixture(autouse=True)
+def hangups() -> Iterator[None]:
+    """As a terminal starts processes, and nohup does not."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def run() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
