@@ -30,14 +30,14 @@ define PULL_WEIGHTS
 endef
 
 # ARGS="-k slots" runs the tests that have this in their names.
-test: $(STAMP)  ## run the tests that start no processes and need no engines: 3 minutes on 2 cores
+test: $(STAMP)  ## run the tests that start no processes and need no engines: 4 minutes on 2 cores
 	$(PULL_WEIGHTS)
-	@echo "==> Tests: about 3 minutes on 2 cores. make test-all runs the others, too."
+	@echo "==> Tests: about 4 minutes on 2 cores. make test-all runs the others, too."
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not process and not engines" $(ARGS)
 
-test-all: $(STAMP)  ## run every test, two files at a time: 10 minutes on 2 cores
+test-all: $(STAMP)  ## run every test, two files at a time: 15 minutes on 2 cores
 	$(PULL_WEIGHTS)
-	@echo "==> All tests: about 10 minutes on 2 cores"
+	@echo "==> All tests: about 15 minutes on 2 cores"
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(ARGS),$(ARGS),-m "not alone")
 	@$(if $(ARGS),,echo "==> Those that need the machine for themselves"; $(BIN)/python -m pytest -m alone)
 
