@@ -50,6 +50,12 @@ def piece(start: float, end: float, text: str) -> Piece:
         ([], [span(0, 1.2)], True),
         ([], [span(0, 3)], False),
         ([], [], True),
+        # One short word in each of many stretches, which are mostly padding.
+        (
+            [piece(0, 8, "Stop stop stop stop stop stop")],
+            [span(2 * n, 2 * n + 1.3) for n in range(6)],
+            True,
+        ),
         # Spelled letters and digits are words, slow as they come.
         ([piece(0, 7, "M I S D N 7 0 1")], [span(0, 7)], True),
         # So much is said in a few signs of these scripts.
@@ -172,3 +178,5 @@ def test_a_repetition_must_fit_the_stretches_of_speech() -> None:
     assert not miscounts("stop stop stop, stop stop stop", three)
     assert not miscounts("stop stop", three[:1])
     assert not miscounts("this is a sentence", three)
+    # A sentence said twice may have a pause in it.
+    assert not miscounts(f"{SENTENCE} {SENTENCE}", three)

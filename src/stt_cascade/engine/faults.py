@@ -29,6 +29,9 @@ MIN_LETTERS_PER_SECOND = 4.0
 MAX_LETTERS_PER_SECOND = 30.0
 # Detection adds up to 0.4 s before and after a stretch, and people hesitate.
 SLACK_SECONDS = 1.5
+PADDING_SECONDS = 0.8
+# A longer turn, such as a sentence, may have pauses of its own.
+SHORT_TURN_LETTERS = 12
 # One of these stands for a syllable or more: Han, Hangul, a digit, a letter that is spelled.
 _SYLLABLE = re.compile(
     r"[\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
@@ -72,8 +75,10 @@ def covers(pieces: Sequence[Piece], speech: Sequence[Span]) -> bool:
         if end - start - with_text > SLACK_SECONDS:
             return False
     for piece in pieces:
-        spoken = sum(_overlap(start, end, piece.start, piece.end) for start, end in stretches)
-        if letters(piece.text) < MIN_LETTERS_PER_SECOND * (spoken - SLACK_SECONDS):
+        overlaps = (_overlap(start, end, piece.start, piece.end) for start, end in stretches)
+        spoken = sum(max(0.0, overlap - PADDING_SECONDS) for overlap in overlaps)
+        slack = SLACK_SECONDS - PADDING_SECONDS
+        if letters(piece.text) < MIN_LETTERS_PER_SECOND * (spoken - slack):
             return False
     return True
 
@@ -100,7 +105,8 @@ def turns(text: str) -> int:
 def miscounts(text: str, speech: Sequence[Span]) -> bool:
     """Whether a text repeats one thing, and not as often as somebody speaks."""
     said = turns(text)
-    return said > 1 and len(speech) > 1 and said % len(speech) != 0
+    short = letters(text) <= SHORT_TURN_LETTERS * said
+    return said > 1 and short and len(speech) > 1 and said % len(speech) != 0
 
 
 def echoes(text: str, prompt: str) -> bool:
