@@ -469,9 +469,16 @@ def other_forms(fault: Fault, form: Form, *, timed: bool, patient: bool) -> list
 def _agreed(heard: _Heard, others: Sequence[_Heard]) -> bool:
     """Whether a text that looks like a loop repeats what it does as often as another one."""
     counts = repetitions(heard.decoded.text)
-    if heard.fault != "loop" or not counts or max(counts) > MAX_KEPT or heard.miscounts:
+    if heard.fault != "loop" or max(counts, default=0) > MAX_KEPT or heard.miscounts:
         return False
-    return any(one.fault == "loop" and repetitions(one.decoded.text) == counts for one in others)
+    # Long turns are no runs; a sentence that came once more would show in the length.
+    length = letters(heard.decoded.text)
+    return any(
+        one.fault == "loop"
+        and repetitions(one.decoded.text) == counts
+        and abs(letters(one.decoded.text) - length) <= length / 10
+        for one in others
+    )
 
 
 def _likelihood(heard: _Heard) -> tuple[bool, bool, float]:
