@@ -218,7 +218,7 @@ def _ogg(data: bytes, start: int) -> tuple[int, bool]:
 
 
 def _mov(data: bytes, start: int, stop: int) -> int:
-    """Where an MP4 file ends: before its `stop`, if what follows it is no box."""
+    """Where an MP4 file ends: before its `stop`, if what follows it is not a box."""
     at = start
     boxes: set[bytes] = set()
     while at + 8 <= stop:

@@ -239,16 +239,16 @@ class WhisperEngine:
 
     def _again(self, heard: _Heard, options: Options, form: Form) -> _Heard:
         """Decode once more; what looks like a loop is encoded in full, unless it is already."""
-        encoding, anew = heard.encoding, False
+        encoding, in_full = heard.encoding, False
         if heard.fault in ("loop", "broken", "excess") and not encoding.full:
             # The net under the short encoding.
-            encoding, anew = (
+            encoding, in_full = (
                 _with_speech(self._full.encode(encoding.samples), encoding.speech),
                 True,
             )
         (decoded,) = decode(self._model, [encoding], [heard.tokenizer], options, form)
         again = self._judged(encoding, heard.tokenizer, heard.probability, decoded, options, form)
-        return replace(again, full_context=anew, doubted=not anew, mixed=heard.mixed)
+        return replace(again, full_context=in_full, doubted=not in_full, mixed=heard.mixed)
 
     def _judged(
         self,
@@ -471,7 +471,7 @@ def _agreed(heard: _Heard, others: Sequence[_Heard]) -> bool:
     counts = repetitions(heard.decoded.text)
     if heard.fault != "loop" or max(counts, default=0) > MAX_KEPT or heard.miscounts:
         return False
-    # Long turns are no runs; a sentence that came once more would show in the length.
+    # A long turn is not a run, but one sentence too many would show in the length.
     length = letters(heard.decoded.text)
     return any(
         one.fault == "loop"
@@ -482,7 +482,7 @@ def _agreed(heard: _Heard, others: Sequence[_Heard]) -> bool:
 
 
 def _likelihood(heard: _Heard) -> tuple[bool, bool, float]:
-    """Of a language and its text, together; of all the speech, since half a text is likelier."""
+    """How likely a language and its text are together; a text of all the speech comes first."""
     prior = math.log(heard.probability) if heard.probability else 0.0
     return heard.fault is None, heard.heard_until is None, heard.decoded.logprob + prior
 
